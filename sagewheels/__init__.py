@@ -1,0 +1,3 @@
+"""sagewheels: correct, fast attention wheels, compiled once and never again."""
+
+__version__ = "0.1.0"

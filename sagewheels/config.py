@@ -1,0 +1,164 @@
+"""Settings: `.env`, then the environment, then flags. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from dotenv.parser import parse_stream
+
+from sagewheels.errors import UsageError
+from sagewheels.resources import ROOT
+
+SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"})
+"""Never handed to a child process, never printed."""
+
+FLAGS = {"arch": "TORCH_CUDA_ARCH_LIST", "python": "PYTHON_BIN", "store": "SAGE_STORE", "manifest": "SAGE_MANIFEST"}
+"""Command line flag -> the setting that it overrides."""
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+_CHOICES = {
+    "TORCH_CHANNEL": ("nightly", "stable", "pypi"),
+    "HF_REPO_TYPE": ("dataset", "model", "space"),
+}
+_PATTERNS = {
+    "CUDA_INDEX_VARIANT": (r"cu\d{3}", "cu128"),
+    "HF_REPO_ID": (r"[\w.-]+/[\w.-]+", "name/repository"),
+    "MIN_CUDA_FOR_SM120": (r"\d+\.\d+", "12.8"),
+    "MIN_TRITON_FOR_50XX": (r"\d+(\.\d+)*", "3.3"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting, checked; the field is the key in lower case. An empty string means: not set."""
+
+    sage_manifest: str = "sageattention-2.2.0"
+    sage_version: str = "2.2.0"
+    sage_source_repo: str = ""
+    sage_source_ref: str = ""
+    sage_expect_version: str = "2.2.0"
+    sage_store: str = ""
+    python_bin: str = ""
+    torch_channel: str = "nightly"
+    cuda_index_variant: str = "cu128"
+    torch_index_url: str = ""
+    torch_version: str = ""
+    torchvision_version: str = ""
+    torchaudio_version: str = ""
+    triton_version: str = ""
+    triton_spec: str = "triton>=3.3,<4.0"
+    torch_cuda_arch_list: str = ""
+    cudaarchs: str = ""
+    min_cuda_for_sm120: str = "12.8"
+    min_triton_for_50xx: str = "3.3"
+    hf_repo_id: str = "adbrasi/sageattention220-wheels"
+    hf_repo_type: str = "dataset"
+    hf_repo_branch: str = "main"
+    hf_private: bool = False
+    hf_token: str = field(default="", repr=False)
+    hf_endpoint: str = ""
+    remote_dir: str = "sageattention220"
+    wheel_url: str = ""
+    allow_unsafe_wheel: bool = False
+    work_dir: Path = Path(".build-sageattention")
+    wheelhouse_dir: Path = Path("wheelhouse")
+    log_dir: Path = Path("logs")
+    ext_parallel: int | None = None
+    max_jobs: int | None = None
+    nvcc_append_flags: str = ""
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """What a child process may see of the environment: all of it, less the secrets."""
+
+    def variable(self, name: str) -> str:
+        """A variable that is not ours (CUDA_HOME, VIRTUAL_ENV, PATH ...), empty when it is not set."""
+        return self.environ.get(name, "")
+
+
+KEYS = {item.name.upper(): item for item in fields(Settings) if item.name != "environ"}
+
+
+def load(
+    environ: Mapping[str, str] | None = None,
+    *,
+    cwd: Path | None = None,
+    flags: Mapping[str, str | None] | None = None,
+) -> Settings:
+    """Settings for this run: a flag beats the environment, which beats `.env` here, then `.env` beside tasks.py.
+
+    Raises UsageError, naming the key and where it was set, for a value that cannot be meant.
+    """
+    environ = dict(os.environ) if environ is None else environ
+    cwd = Path.cwd() if cwd is None else cwd
+    known: dict[str, tuple[str, str]] = {}
+    for path in dict.fromkeys((ROOT / ".env", cwd / ".env")):
+        known.update({key: (value, str(path)) for key, value in _read_dotenv(path) if key in KEYS})
+    known.update({key: (environ[key], "the environment") for key in KEYS if key in environ})
+    for flag, value in (flags or {}).items():
+        if value:
+            known[FLAGS[flag]] = (value, f"--{flag}")
+    values = dict(_checked(known, cwd))
+    return Settings(**values, environ={k: v for k, v in environ.items() if k not in SECRETS})  # type: ignore[arg-type]
+
+
+def _read_dotenv(path: Path) -> Iterator[tuple[str, str]]:
+    """The pairs of a `.env` file, nothing for a missing one. Raises UsageError with the line of a broken one."""
+    if not path.is_file():
+        return
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for binding in parse_stream(stream):
+                if binding.error:
+                    raise UsageError(f"{path} line {binding.original.line} cannot be read", "Write KEY=value")
+                if binding.key is not None:
+                    yield binding.key, binding.value or ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", "Save it as UTF-8 text") from None
+
+
+def _checked(known: Mapping[str, tuple[str, str]], cwd: Path) -> Iterator[tuple[str, object]]:
+    """Field name and typed value of each known key."""
+    for key, (text, where) in known.items():
+        text = text.strip()
+        default = KEYS[key].default
+        if not text and key != "SAGE_EXPECT_VERSION":
+            continue
+        if isinstance(default, bool):
+            yield key.lower(), _boolean(key, text, where)
+        elif isinstance(default, Path):
+            yield key.lower(), Path(text).expanduser()
+        elif default is None:
+            yield key.lower(), _count(key, text, where)
+        else:
+            yield key.lower(), _text(key, text, where)
+    for key, item in KEYS.items():
+        # Relative folders are relative to where the user stands, fixed once so that a later chdir cannot move them.
+        if isinstance(item.default, Path):
+            text = known.get(key, ("", ""))[0].strip()
+            yield key.lower(), cwd / (Path(text).expanduser() if text else item.default)
+
+
+def _boolean(key: str, text: str, where: str) -> bool:
+    if text.lower() not in _TRUE | _FALSE:
+        raise UsageError(f"{key}={text!r} in {where} is neither true nor false", "Write 1 or 0")
+    return text.lower() in _TRUE
+
+
+def _count(key: str, text: str, where: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise UsageError(f"{key}={text!r} in {where} is not a count", "Write a whole number from 1 to 9999")
+    return int(text)
+
+
+def _text(key: str, text: str, where: str) -> str:
+    if not text.isprintable():
+        raise UsageError(f"{key} in {where} holds control characters", "Write it on one line, as plain text")
+    if key in _CHOICES and text not in _CHOICES[key]:
+        raise UsageError(f"{key}={text!r} in {where} is not known", f"Use one of {', '.join(_CHOICES[key])}")
+    pattern, example = _PATTERNS.get(key, ("", ""))
+    if pattern and not re.fullmatch(pattern, text):
+        raise UsageError(f"{key}={text!r} in {where} is not of the right form", f"Write it like {example}")
+    return text

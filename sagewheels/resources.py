@@ -1,0 +1,16 @@
+"""Where the files that are not Python live: beside the checkout's package, or inside the installed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = _PACKAGE / "resources"
+
+ROOT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
+"""Folder that holds `tasks.py`, `manifests/`, `patches/` and `demo/`."""
+
+
+def probe_source(name: str) -> str:
+    """Text of `probe_<name>.py`, which runs in the target's interpreter and must stand alone."""
+    return (_PACKAGE / f"probe_{name}.py").read_text(encoding="utf-8")
