@@ -1,0 +1,156 @@
+"""Which wheel fits this machine: a pure function of facts, with a reason for every rejection."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from packaging.version import InvalidVersion, Version
+
+from sagewheels.arch import Arch
+from sagewheels.manifest import WheelManifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The facts that decide: the package, the target's tags and stack, the GPUs' archs.
+
+    `version` empty means any; `allow_unknown` accepts a manifest that leaves facts out, never one that contradicts.
+    """
+
+    name: str
+    version: str
+    tags: frozenset[str]
+    torch: str
+    cuda: str
+    archs: tuple[Arch, ...]
+    glibc: str
+    allow_unknown: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One candidate, and why it was rejected; no reasons means that it fits."""
+
+    candidate: WheelManifest
+    reasons: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing speaks against the candidate."""
+        return not self.reasons
+
+
+def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
+    """Every reason against one candidate, each naming what the wheel has and what is here."""
+    unknown: list[str] = []
+    reasons = [
+        *_package(candidate, wanted),
+        *_tags(candidate, wanted),
+        *_torch(candidate, wanted, unknown),
+        *_cuda(candidate, wanted, unknown),
+        *_archs(candidate, wanted, unknown),
+        *_glibc(candidate, wanted),
+    ]
+    if not candidate.wheel_sha256:
+        unknown.append("its manifest has no sha256")
+    if not wanted.allow_unknown:
+        reasons += unknown
+    return Verdict(candidate=candidate, reasons=tuple(reasons))
+
+
+def rank(candidates: Iterable[WheelManifest], wanted: Wanted) -> list[Verdict]:
+    """All verdicts: those that fit first, the best of them at the head.
+
+    Better is: proven on an arch that is wanted, proven at all, exactly the wanted archs, newer.
+    """
+    return sorted((judge(candidate, wanted) for candidate in candidates), key=lambda v: _merit(v, wanted), reverse=True)
+
+
+def _merit(verdict: Verdict, wanted: Wanted) -> tuple[bool, bool, bool, bool, str, str]:
+    candidate = verdict.candidate
+    proven_on = {proof.arch for proof in candidate.proofs}
+    return (
+        verdict.fits,
+        any(str(arch) in proven_on for arch in wanted.archs),
+        bool(proven_on),
+        {arch.plain for arch in candidate.archs} == set(wanted.archs),
+        candidate.created_at_utc,
+        candidate.wheel_file,
+    )
+
+
+def _package(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
+    if candidate.name != wanted.name:
+        yield f"it is {candidate.name}, not {wanted.name}"
+    if wanted.version and candidate.version.partition("+")[0] != wanted.version:
+        yield f"it is version {candidate.version.partition('+')[0]}, {wanted.version} is expected"
+
+
+def _tags(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
+    parts = [part.split(".") for part in candidate.tags]
+    if not any("-".join(tag) in wanted.tags for tag in itertools.product(*parts)):
+        yield f"its wheel tag {'-'.join(candidate.tags)} does not suit the target ({_native(wanted.tags)})"
+
+
+@lru_cache(maxsize=16)
+def _native(tags: frozenset[str]) -> str:
+    """The tag that a local build of the target would have."""
+    native = [tag for tag in tags if "-cp" in tag and "-linux_" in tag and "abi3" not in tag]
+    return max(native, default="unknown")
+
+
+def _torch(candidate: WheelManifest, wanted: Wanted, unknown: list[str]) -> Iterable[str]:
+    if not candidate.torch:
+        unknown.append("its manifest does not say which torch it was built for")
+    elif not wanted.torch:
+        yield f"it was built for torch {candidate.torch}, the target has no torch"
+    elif _version(candidate.torch) != _version(wanted.torch.partition("+")[0]):
+        yield f"it was built for torch {candidate.torch}, the target has {wanted.torch}"
+
+
+def _cuda(candidate: WheelManifest, wanted: Wanted, unknown: list[str]) -> Iterable[str]:
+    if not candidate.cuda:
+        unknown.append("its manifest does not say which CUDA it was built for")
+    elif not wanted.cuda:
+        yield f"it was built for CUDA {candidate.cuda}, the target's torch has no CUDA"
+    elif candidate.cuda.partition(".")[0] != wanted.cuda.partition(".")[0]:
+        yield f"it was built for CUDA {candidate.cuda}, the target's torch has CUDA {wanted.cuda}"
+
+
+def _archs(candidate: WheelManifest, wanted: Wanted, unknown: list[str]) -> Iterable[str]:
+    if not candidate.archs:
+        unknown.append("its manifest does not say for which archs it was built")
+        return
+    missing = _uncovered(candidate.archs, wanted.archs)
+    if missing:
+        has = ", ".join(map(str, candidate.archs))
+        yield f"it holds code for {has}, which does not run on {', '.join(map(str, missing))}"
+
+
+@lru_cache(maxsize=1024)
+def _uncovered(have: Sequence[Arch], wanted: Sequence[Arch]) -> tuple[Arch, ...]:
+    return tuple(gpu for gpu in wanted if not any(arch.runs_on(gpu) for arch in have))
+
+
+def _glibc(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
+    if candidate.glibc and wanted.glibc and _release(candidate.glibc) > _release(wanted.glibc):
+        yield f"it needs glibc {candidate.glibc}, this machine has {wanted.glibc}"
+
+
+@lru_cache(maxsize=4096)
+def _version(text: str) -> Version | str:
+    """A Version, or the text itself where it is none: equal to nothing but itself."""
+    try:
+        return Version(text)
+    except InvalidVersion:
+        return text
+
+
+@lru_cache(maxsize=1024)
+def _release(text: str) -> tuple[int, ...]:
+    """`2.36` as (2, 36); what is no number counts as not known, which is never too new."""
+    parts = text.split(".")
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
