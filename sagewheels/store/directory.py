@@ -1,0 +1,280 @@
+"""A directory as a store: an NFS share, a USB disk, the data disk of a cluster without a network."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from sagewheels.errors import StoreError
+from sagewheels.store import Conflict, Snapshot
+
+_LOCK, _REVISION, _PART = ".lock", ".revision", ".part-"
+_POINTERS = ("index.json", "latest.json")
+_STALE = 6 * 3600.0
+_REASONS = {
+    errno.EACCES: ("permission denied", "Ask for the right to use it, or choose another folder with SAGE_STORE"),
+    errno.EPERM: ("permission denied", "Ask for the right to use it, or choose another folder with SAGE_STORE"),
+    errno.EROFS: ("it is mounted read-only", "Mount it for writing, or choose another folder with SAGE_STORE"),
+    errno.ENOSPC: ("the disk is full", "Free some space and try again"),
+    errno.EDQUOT: ("the disk quota is used up", "Free some space and try again"),
+    errno.ENOTDIR: ("it is not a folder", "Name a folder with SAGE_STORE"),
+    errno.ENOLCK: ("the file system has no locks", "Mount it with locking, or publish to another store"),
+    errno.ENOTSUP: ("the file system has no locks", "Mount it with locking, or publish to another store"),
+}
+
+
+def checked(path: str) -> str:
+    """`path` itself. Raises StoreError for one that is absolute, hidden or leads out of the store."""
+    parts = path.split("/")
+    if "\\" in path or not path.isprintable() or any(not part or part.startswith(".") for part in parts):
+        raise StoreError(f"{path[:120]!r} is not the name of a file in a store", "Use a plain relative name")
+    return path
+
+
+@contextmanager
+def arriving(to: Path) -> Iterator[BinaryIO]:
+    """A file that becomes `to` when the block ends well, and disappears when it does not.
+
+    Raises StoreError when the folder cannot be written.
+    """
+    part = to.parent / f"{_PART}{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(to.parent, _STALE)
+        with part.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(to)
+    except OSError as error:
+        raise _explained(error, to) from None
+    finally:
+        _forget(part)
+
+
+class DirectoryStore:
+    """The store protocol on a folder; writers take turns, readers of a read-only mount need no lock."""
+
+    writable = True
+
+    def __init__(self, root: Path, *, wait: float = 30.0) -> None:
+        self._root, self._wait = root.absolute(), wait
+
+    @property
+    def label(self) -> str:
+        """The folder."""
+        return str(self._root)
+
+    def read(self, *paths: str) -> Snapshot:
+        """The contents of small files at one revision. Raises StoreError when the folder cannot be read."""
+        names = [checked(path) for path in paths]
+        try:
+            with self._lock(fcntl.LOCK_SH):
+                found = {name: self._bytes(name) for name in dict.fromkeys((*names, _REVISION, *_POINTERS))}
+        except OSError as error:
+            raise _explained(error, self._root) from None
+        files = {name: content for name in names if (content := found[name]) is not None}
+        return Snapshot(revision=_digest(found), files=files)
+
+    def names(self) -> list[str]:
+        """The paths of all files, sorted. Raises StoreError when the folder cannot be read."""
+        try:
+            return sorted(self._walk(self._root))
+        except OSError as error:
+            raise _explained(error, self._root) from None
+
+    def download(self, path: str, to: Path, progress: Callable[[int, int], None] | None = None) -> None:
+        """Copies one file to `to`. Raises StoreError when it is not there or cannot be copied."""
+        try:
+            with (self._root / checked(path)).open("rb") as source, arriving(to) as target:
+                total, done = os.fstat(source.fileno()).st_size, 0
+                while chunk := source.read(1 << 20):
+                    done += target.write(chunk)
+                    if progress:
+                        progress(done, total)
+        except FileNotFoundError:
+            raise StoreError(f"{path} is not in {self.label}", "Publish it again") from None
+        except OSError as error:
+            raise _explained(error, self._root) from None
+
+    def commit(self, parent: str, files: Mapping[str, bytes | Path], message: str) -> str:
+        """Writes all files on top of `parent` and returns the new revision.
+
+        Raises Conflict, with nothing written, when the folder is no longer at `parent`; StoreError when it cannot
+        be written, or when another writer does not finish.
+        """
+        names = sorted((checked(name) for name in files), key=lambda name: (name in _POINTERS, name))
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            with self._lock(fcntl.LOCK_EX):
+                if self._revision() != parent:
+                    raise Conflict(f"{self.label} was changed by somebody else", "Try again")
+                _sweep(self._root, 0)
+                self._write({name: files[name] for name in names}, message)
+                return self._revision()
+        except OSError as error:
+            raise _explained(error, self._root) from None
+
+    def address(self, path: str) -> str:
+        """The path of this file."""
+        return str(self._root / checked(path))
+
+    def initialise(self) -> None:
+        """The folder exists afterwards. Raises StoreError when it cannot be made."""
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _explained(error, self._root) from None
+
+    def rights(self) -> str:
+        """Who may do what here, in one line. Raises StoreError when this user cannot write."""
+        if not self._root.is_dir():
+            raise StoreError(f"{self.label} is not a folder", "Make it, or name another with SAGE_STORE")
+        if not os.access(self._root, os.W_OK | os.X_OK):
+            raise _explained(PermissionError(errno.EACCES, ""), self._root)
+        return f"this user may write to {self.label}"
+
+    def _write(self, files: Mapping[str, bytes | Path], message: str) -> None:
+        """Everything is on the disk before the first rename, so that a full disk changes nothing."""
+        parts: dict[Path, str] = {}
+        revision = f"{secrets.token_hex(16)} {message}\n".encode()
+        try:
+            for name, content in {**files, _REVISION: revision}.items():
+                part = self._root / f"{_PART}{secrets.token_hex(8)}"
+                parts[part] = name
+                _put(part, content)
+            for part, name in parts.items():
+                target = self._root / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                part.replace(target)
+            _sync(self._root)
+        finally:
+            for part in parts:
+                _forget(part)
+
+    def _revision(self) -> str:
+        return _digest({name: self._bytes(name) for name in (_REVISION, *_POINTERS)})
+
+    def _bytes(self, name: str) -> bytes | None:
+        try:
+            return (self._root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _walk(self, folder: Path) -> Iterator[str]:
+        if not folder.exists():
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    yield from self._walk(Path(entry.path))
+                else:
+                    yield str(PurePosixPath(Path(entry.path).relative_to(self._root)))
+
+    @contextmanager
+    def _lock(self, kind: int) -> Iterator[None]:
+        """The lock for writing (LOCK_EX, or StoreError), or for reading if it can be had."""
+        descriptor = self._lock_file(writing=kind == fcntl.LOCK_EX)
+        try:
+            if descriptor is not None:
+                self._acquire(descriptor, kind, kind == fcntl.LOCK_EX)
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _lock_file(self, writing: bool) -> int | None:
+        """A store that nobody wrote to through us has no lock file, and a reader does not make one."""
+        try:
+            return os.open(self._root / _LOCK, os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY, 0o666)
+        except OSError:
+            if writing:
+                raise
+            return None
+
+    def _acquire(self, descriptor: int, kind: int, writing: bool) -> None:
+        """Takes the lock, waiting at most `wait` seconds; a reader then goes on without it."""
+        deadline = time.monotonic() + self._wait
+        while True:
+            try:
+                return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.02)
+                elif writing:
+                    text = f"{self.label} is in use: its lock was not free within {self._wait:g} s"
+                    raise StoreError(text, "Wait for the other writer to end, or end it, and try again") from None
+                else:
+                    return None
+            except OSError:
+                if writing:
+                    raise
+                return None
+
+
+def _digest(found: Mapping[str, bytes | None]) -> str:
+    """The id of a state, empty for an empty store.
+
+    The index is part of it, so that a commit that was killed between two renames, or an edit by hand, is a new state.
+    """
+    parts = [found[name] for name in (_REVISION, *_POINTERS)]
+    if not any(part is not None for part in parts):
+        return ""
+    return hashlib.sha256(b"".join(hashlib.sha256(part or b"").digest() for part in parts)).hexdigest()[:40]
+
+
+def _put(part: Path, content: bytes | Path) -> None:
+    with part.open("xb") as target:
+        if isinstance(content, Path):
+            with content.open("rb") as source:
+                shutil.copyfileobj(source, target, 1 << 20)
+        else:
+            target.write(content)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes renames durable, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(folder: Path, age: float) -> None:
+    """Removes what killed transfers left behind, if it is `age` seconds old."""
+    for part in folder.glob(f"{_PART}*"):
+        try:
+            if time.time() - part.stat().st_mtime >= age:
+                part.unlink()
+        except OSError:
+            pass
+
+
+def _forget(part: Path) -> None:
+    try:
+        part.unlink(missing_ok=True)
+    except OSError:
+        pass
+
+
+def _explained(error: OSError, where: Path) -> StoreError:
+    # A folder in the way of a file, or a file in the way of a folder, has several codes.
+    code = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno
+    reason, remedy = _REASONS.get(code or 0, (error.strerror or str(error), "Check the folder and try again"))
+    return StoreError(f"{where} cannot be used: {reason}", remedy)

@@ -1,0 +1,386 @@
+"""The index: merging is pure; publishing is tried on a real folder and on a loopback Hub, with others in the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from sagewheels import manifest as manifests
+from sagewheels.errors import Refused, StoreError
+from sagewheels.manifest import WheelManifest
+from sagewheels.store import Snapshot, Store, index
+from sagewheels.store.directory import DirectoryStore
+from sagewheels.store.hub import HubStore
+from tests.hub import Hub
+
+REPO = "me/wheels"
+NAME = "sageattention-2.2.0+cu{cuda}torch2.11sm120-cp312-cp312-linux_x86_64.whl"
+LEGACY = {
+    "created_at_utc": "2025-08-01T10:00:00Z",
+    "wheel_file": "sageattention-2.2.0-cp312-cp312-linux_x86_64.whl",
+    "wheel_sha256": "a" * 64,
+    "hf_wheel_url": None,
+    "torch_version": "2.8.0+cu128",
+    "target_arch": "12.0+PTX",
+    "their_own_key": {"kept": True},
+}
+PROOF = {"gpu": "NVIDIA GeForce RTX 5090", "arch": "12.0", "at_utc": "2026-01-02T00:00:00Z", "cosine": 0.9999}
+
+# huggingface_hub hands LFS uploads to its HTTP client in a way that the latter is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture(params=["directory", "hub"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "directory":
+        yield DirectoryStore(tmp_path / "store")
+    else:
+        with Hub() as hub:
+            yield opened(hub)
+
+
+def opened(hub: Hub) -> HubStore:
+    return HubStore(repo_id=REPO, folder="sage", token="hf_write", endpoint=hub.endpoint, timeout=(2.0, 2.0), pause=nap)
+
+
+def nap(seconds: float) -> None:
+    time.sleep(seconds / 50)
+
+
+def made(tmp_path: Path, cuda: int = 130, content: bytes = b"wheel", **more: Any) -> tuple[Path, WheelManifest]:
+    """A file with the name of a wheel, and its manifest."""
+    wheel = tmp_path / f"house-{hashlib.sha256(content).hexdigest()[:6]}" / NAME.format(cuda=cuda)
+    wheel.parent.mkdir(exist_ok=True)
+    wheel.write_bytes(content)
+    data = {
+        "schema": 1,
+        "wheel_file": wheel.name,
+        "wheel_sha256": hashlib.sha256(content).hexdigest(),
+        "created_at_utc": "2026-01-01T00:00:00Z",
+        "torch_version": "2.11.0",
+        "cuda_version": "13.0",
+        "archs": ["12.0"],
+        **more,
+    }
+    return wheel, manifests.parse(data, "made")
+
+
+def put(store: Store, files: dict[str, object]) -> None:
+    """What somebody else left in the store."""
+    content = {name: json.dumps(data).encode() if not isinstance(data, bytes) else data for name, data in files.items()}
+    store.commit(store.read("index.json").revision, content, "by hand")
+
+
+def got(store: Store, name: str) -> Any:
+    return json.loads(store.read(name).files[name])
+
+
+def snapshot(**files: object) -> Snapshot:
+    names = {"index": "index.json", "latest": "latest.json"}
+    return Snapshot(revision="1", files={names[key]: json.dumps(data).encode() for key, data in files.items()})
+
+
+def test_entries_unite_index_and_latest(tmp_path: Path) -> None:
+    _, ours = made(tmp_path, proofs=[PROOF])
+    found, problems = index.entries(snapshot(index={"schema": 1, "wheels": [dict(ours.data)]}, latest=LEGACY))
+    assert [entry.wheel_file for entry in found] == [ours.wheel_file, LEGACY["wheel_file"]]
+    assert problems == []
+    assert index.entries(snapshot(latest=LEGACY))[0][0].torch == "2.8.0"
+    assert index.entries(Snapshot(revision="", files={})) == ([], [])
+
+
+def test_broken_entries_are_told_and_do_not_hide_others(tmp_path: Path) -> None:
+    _, ours = made(tmp_path)
+    wheels = [None, {}, {"wheel_file": "../x.whl"}, {**ours.data, "archs": "12.0"}, dict(ours.data)]
+    found, problems = index.entries(snapshot(index={"wheels": wheels}, latest=[]))
+    assert [entry.wheel_file for entry in found] == [ours.wheel_file]
+    assert [problem.split(":")[0].split(" is not")[0] for problem in problems] == [
+        "index.json entry 1",
+        "index.json entry 2",
+        "index.json entry 3",
+        "index.json entry 4",
+        "latest.json",
+    ]
+    assert all("\n" not in problem for problem in problems)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"wheels": {}}', b"\xff", b"[" * 9999, b'{"wheels": NaN}'])
+def test_an_index_that_is_none_is_one_problem(text: bytes) -> None:
+    found, problems = index.entries(Snapshot(revision="1", files={"index.json": text}))
+    assert (found, len(problems)) == ([], 1)
+
+
+def test_duplicates_are_merged(tmp_path: Path) -> None:
+    _, ours = made(tmp_path, proofs=[PROOF], note="index")
+    other = {**ours.data, "proofs": [{**PROOF, "gpu": "H100"}], "note": "latest", "only": 1, "cuda_version": None}
+    found, problems = index.entries(snapshot(index={"wheels": [dict(ours.data)]}, latest=other))
+    assert problems == []
+    assert [proof.gpu for proof in found[0].proofs] == ["H100", PROOF["gpu"]]
+    assert (found[0].data["note"], found[0].data["only"], found[0].cuda) == ("index", 1, "13.0")
+    clash = index.entries(snapshot(index={"wheels": [dict(ours.data)]}, latest={**other, "wheel_sha256": "b" * 64}))
+    assert (len(clash[0]), len(clash[1]), clash[0][0].wheel_sha256) == (1, 1, ours.wheel_sha256)
+
+
+def test_publish_into_nothing(store: Store, tmp_path: Path) -> None:
+    wheel, ours = made(tmp_path)
+    assert index.publish(store, wheel, ours, pause=nap)
+    assert store.names() == sorted(
+        {wheel.name, f"{wheel.name}.json", "index.json"}
+        | ({"README.md"} if isinstance(store, DirectoryStore) else set())
+    )
+    found, problems, seen = index.load(store)
+    assert ([entry.wheel_sha256 for entry in found], problems) == ([ours.wheel_sha256], [])
+    assert seen.revision == store.read().revision
+    assert got(store, f"{wheel.name}.json") == dict(found[0].data)
+    store.download(wheel.name, tmp_path / "back.whl")
+    assert (tmp_path / "back.whl").read_bytes() == wheel.read_bytes()
+
+
+def test_the_second_upload_is_no_commit(store: Store, tmp_path: Path) -> None:
+    wheel, ours = made(tmp_path, proofs=[PROOF])
+    assert index.publish(store, wheel, ours, pause=nap)
+    revision = store.read().revision
+    assert not index.publish(store, wheel, ours, pause=nap)
+    assert not index.add_proof(store, ours, pause=nap)
+    assert store.read().revision == revision
+
+
+def test_a_proof_moves_latest_and_no_candidate_does(store: Store, tmp_path: Path) -> None:
+    put(store, {"latest.json": LEGACY})
+    wheel, ours = made(tmp_path)
+    index.publish(store, wheel, ours, pause=nap)
+    assert got(store, "latest.json") == LEGACY
+    assert index.add_proof(store, ours.updated(proofs=[PROOF]), pause=nap)
+    assert got(store, "latest.json")["proofs"] == [PROOF]
+    old_wheel, old = made(tmp_path, cuda=128, created_at_utc="2025-12-31T23:00:00-02:00", proofs=[PROOF])
+    index.publish(store, old_wheel, old, pause=nap)
+    assert got(store, "latest.json")["wheel_file"] == old.wheel_file, "01:00 UTC is newer, whatever the text looks like"
+    third = {**PROOF, "gpu": "H100"}
+    index.add_proof(store, ours.updated(proofs=[third]), pause=nap)
+    assert got(store, "latest.json")["wheel_file"] == old.wheel_file
+    assert [entry["wheel_file"] for entry in got(store, "index.json")["wheels"]] == [
+        LEGACY["wheel_file"],
+        ours.wheel_file,
+        old.wheel_file,
+    ]
+    assert [proof["gpu"] for proof in got(store, "index.json")["wheels"][1]["proofs"]] == ["H100", PROOF["gpu"]]
+
+
+def test_what_others_wrote_is_kept(store: Store, tmp_path: Path) -> None:
+    wheel, ours = made(tmp_path)
+    theirs = {**LEGACY, "half": "\ud800"}
+    put(
+        store,
+        {"index.json": {"schema": 1, "x": [1], "wheels": [theirs, "broken", {"wheel_file": 7}]}, "latest.json": LEGACY},
+    )
+    index.publish(store, wheel, ours, pause=nap)
+    after = got(store, "index.json")
+    assert after["x"] == [1]
+    assert after["wheels"][:3] == [theirs, "broken", {"wheel_file": 7}]
+    assert after["wheels"][3]["wheel_file"] == ours.wheel_file
+    assert got(store, "latest.json") == LEGACY
+
+
+def test_nobodys_wheel_is_overwritten(store: Store, tmp_path: Path) -> None:
+    wheel, ours = made(tmp_path)
+    other_wheel, other = made(tmp_path, content=b"something else")
+    index.publish(store, wheel, ours, pause=nap)
+    asks: list[Callable[[], object]] = [
+        lambda: index.publish(store, other_wheel, other),
+        lambda: index.add_proof(store, other),
+    ]
+    for ask in asks:
+        with pytest.raises(
+            StoreError, match=rf"already holds another .* of sha256 {ours.wheel_sha256}\. Nobody's wheel"
+        ):
+            ask()
+    newer = {**ours.data, "schema": 99, "wheel_sha256": "c" * 64}
+    put(store, {"index.json": {"wheels": [newer]}})
+    with pytest.raises(StoreError, match=r"the entry for .* in index\.json of .* cannot be read"):
+        index.publish(store, wheel, ours)
+    assert got(store, "index.json") == {"wheels": [newer]}
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"wheels": 1}', b'{"schema": 2, "wheels": []}', b"\xff\xfe"])
+def test_an_index_that_cannot_be_read_is_never_overwritten(tmp_path: Path, text: bytes) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    put(store, {"index.json": text})
+    wheel, ours = made(tmp_path)
+    asks: list[Callable[[], object]] = [
+        lambda: index.publish(store, wheel, ours),
+        lambda: index.add_proof(store, ours),
+        lambda: index.initialise(store),
+    ]
+    for ask in asks:
+        with pytest.raises(StoreError, match=r"the store's index\.json .*(Mend it by hand|Update sagewheels)"):
+            ask()
+    assert (store.read("index.json").files, store.names()) == ({"index.json": text}, ["index.json"])
+
+
+def test_a_file_that_is_not_what_its_manifest_says(store: Store, tmp_path: Path) -> None:
+    wheel, ours = made(tmp_path)
+    wheel.write_bytes(b"changed")
+    with pytest.raises(Refused, match="is not the file that its manifest describes"):
+        index.publish(store, wheel, ours)
+    wheel.unlink()
+    with pytest.raises(Refused, match="cannot be read"):
+        index.publish(store, wheel, ours)
+    assert store.names() == []
+
+
+def test_a_proof_for_a_wheel_that_is_not_there(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"is not in .*\. Upload it first\."):
+        index.add_proof(store, made(tmp_path)[1], pause=nap)
+
+
+def test_initialise(store: Store, tmp_path: Path) -> None:
+    assert index.initialise(store, pause=nap)
+    assert got(store, "index.json") == {"schema": 1, "wheels": []}
+    assert not index.initialise(store, pause=nap)
+    put(store, {"README.md": b"---\ntags:\n---\n", "latest.json": LEGACY})
+    assert not index.initialise(store, pause=nap)
+
+
+def test_many_publishers_at_once(store: Store, tmp_path: Path) -> None:
+    put(store, {"latest.json": LEGACY})
+    errors = list[BaseException]()
+
+    def work(at: int) -> None:
+        try:
+            wheel, ours = made(tmp_path, cuda=130 + at, content=str(at).encode())
+            assert index.publish(store, wheel, ours, pause=nap)
+            assert index.add_proof(store, ours.updated(proofs=[{**PROOF, "gpu": f"GPU {at}"}]), pause=nap)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    found, problems, _ = index.load(store)
+    assert problems == []
+    assert {entry.proofs[0].gpu for entry in found if entry.proofs} == {f"GPU {at}" for at in range(4)}
+    assert len(found) == 5
+
+
+def test_two_publishers_find_no_repository(hub: Hub, tmp_path: Path) -> None:
+    first, second = made(tmp_path, cuda=130), made(tmp_path, cuda=128)
+    late = opened(hub)
+    assert late.read("index.json").revision == ""
+    index.publish(opened(hub), *first, pause=nap)
+    reads = iter([Snapshot(revision="", files={})])
+    real = late.read
+    late.read = lambda *paths: next(reads, None) or real(*paths)  # type: ignore[method-assign]
+    index.publish(late, *second, pause=nap)
+    assert {entry.wheel_file for entry in index.load(late)[0]} == {first[0].name, second[0].name}
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"), [("409", "commit"), ("412", "commit"), ("503", "commit"), ("lose", "commit")]
+)
+def test_publishing_survives(hub: Hub, tmp_path: Path, kind: str, where: str) -> None:
+    hub.create(REPO)
+    hub.misbehave(where, kind, 2 if kind != "lose" else 1)
+    wheel, ours = made(tmp_path)
+    assert index.publish(opened(hub), wheel, ours, pause=nap)
+    assert (hub.commits, hub.lfs_puts) == (1, 1)
+
+
+def test_reads_that_lag_behind(hub: Hub, tmp_path: Path) -> None:
+    hub.create(REPO)
+    first, second = made(tmp_path, cuda=130), made(tmp_path, cuda=128)
+    index.publish(opened(hub), *first, pause=nap)
+    hub.misbehave("GET .*resolve/main/", "lag", 3)
+    assert index.publish(opened(hub), *second, pause=nap)
+    hub.misbehave("GET .*resolve/main/", "lag", 3)
+    assert index.add_proof(opened(hub), second[1].updated(proofs=[PROOF]), pause=nap)
+    assert [entry.wheel_file for entry in index.load(opened(hub))[0]] == [first[0].name, second[0].name]
+    assert hub.commits == 3
+
+
+def test_conflicts_without_end_do_end(hub: Hub, tmp_path: Path) -> None:
+    hub.create(REPO)
+    hub.misbehave("commit", "412", 99)
+    naps = list[float]()
+    with pytest.raises(StoreError, match=r"kept changing during 12 tries\. Try again when others have finished\."):
+        index.publish(opened(hub), *made(tmp_path), pause=naps.append)
+    assert (len(naps), max(naps) <= 8, hub.commits) == (11, True, 0)
+
+
+def test_load_is_one_read(hub: Hub, tmp_path: Path) -> None:
+    index.publish(opened(hub), *made(tmp_path), pause=nap)
+    hub.requests.clear()
+    index.load(opened(hub))
+    assert len(hub.requests) == 2
+
+
+def test_ten_thousand_wheels_are_read_quickly(tmp_path: Path) -> None:
+    _, ours = made(tmp_path)
+    wheels = [{**ours.data, "wheel_file": NAME.format(cuda=at)} for at in range(10_000)]
+    taken = snapshot(index={"wheels": wheels})
+    started = time.monotonic()
+    assert len(index.entries(taken)[0]) == 10_000
+    assert time.monotonic() - started < 3
+
+
+def test_the_card(hub: Hub, tmp_path: Path) -> None:
+    store = opened(hub)
+    wheel, ours = made(tmp_path, proofs=[PROOF, {**PROOF, "gpu": "<b>|`evil`"}])
+    index.publish(store, wheel, ours, pause=nap)
+    text = hub.files(REPO)["README.md"].decode()
+    assert re.match(r"---\npretty_name: .+\ntags:\n(- \w+\n)+---\n\n# wheels\n", text)
+    assert "| 2.2.0+cu130torch2.11sm120 | cp312 | 2.11.0 | 13.0 | 12.0 | NVIDIA GeForce RTX 5090, bevil |" in text
+    line = re.search(r'^pip install "(http[^"#]+)#sha256=([0-9a-f]{64})"$', text, re.MULTILINE)
+    assert line
+    assert "+" not in line[1] and unquote(line[1]).endswith(f"/datasets/{REPO}/resolve/main/sage/{wheel.name}")
+    assert line[2] == ours.wheel_sha256
+    assert got(store, "index.json")["wheels"][0]["hf_wheel_url"] == line[1]
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ("# Mine\n\nwords\n", ["# Mine\n\nwords\n\n<!--"]),
+        ("---\nlicense: mit\n---\nwords", ["---\nlicense: mit\n---\nwords\n\n<!--"]),
+        (f"a\n{index.BEGIN}\nold\n{index.END}\nafter\n", ["a\n<!--", "-->\nafter\n"]),
+        (f"a\n{index.BEGIN}\nno end", ["a\n<!--", "no end"]),
+    ],
+)
+def test_words_around_the_table_are_kept(tmp_path: Path, before: str, kept: list[str]) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    put(store, {"README.md": before.encode()})
+    index.publish(store, *made(tmp_path), pause=nap)
+    text = store.read("README.md").files["README.md"].decode()
+    assert all(part in text for part in kept)
+    assert text.startswith("---\n")
+    assert (text.count(index.BEGIN), text.count(index.END), "old\n" in text) == (1, 1, False)
+    entries = index.load(store)[0]
+    assert index.card(entries, store, text) == text
+
+
+def test_the_install_line_of_a_directory(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "a store")
+    wheel, ours = made(tmp_path)
+    index.publish(store, wheel, ours)
+    line = re.search(r'pip install "file://(.+)#sha256=(.+)"', store.read("README.md").files["README.md"].decode())
+    assert line
+    assert hashlib.sha256(Path(unquote(line[1])).read_bytes()).hexdigest() == line[2] == ours.wheel_sha256
+    assert ours.data.get("hf_wheel_url") is None
+    assert "hf_wheel_url" not in got(store, "index.json")["wheels"][0]
