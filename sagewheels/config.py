@@ -121,8 +121,8 @@ def _read_dotenv(path: Path) -> Iterator[tuple[str, str]]:
 
 def _checked(known: Mapping[str, tuple[str, str]], cwd: Path) -> Iterator[tuple[str, object]]:
     """Field name and typed value of each known key."""
-    for key, (text, where) in known.items():
-        text = text.strip()
+    for key, (raw, where) in known.items():
+        text = raw.strip()
         default = KEYS[key].default
         if not text and key != "SAGE_EXPECT_VERSION":
             continue

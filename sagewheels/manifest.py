@@ -167,6 +167,11 @@ def _proofs(data: Mapping[str, Any], where: str) -> tuple[Proof, ...]:
     if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
         raise ManifestError(f"{where}: proofs is not a list of objects")
     return tuple(
-        Proof(gpu=_text(item, "gpu", where), arch=_text(item, "arch", where), at_utc=_text(item, "at_utc", where), raw=item)
+        Proof(
+            gpu=_text(item, "gpu", where),
+            arch=_text(item, "arch", where),
+            at_utc=_text(item, "at_utc", where),
+            raw=item,
+        )
         for item in listed
     )

@@ -33,8 +33,8 @@ def torch_facts():
     spec = find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         return None
-    folder = list(spec.submodule_search_locations)[0]
-    names = {}
+    folder = next(iter(spec.submodule_search_locations))
+    names = {}  # type: ignore[var-annotated]
     try:
         with open(os.path.join(folder, "version.py"), encoding="utf-8") as stream:
             exec(compile(stream.read(), "version.py", "exec"), names)

@@ -100,7 +100,7 @@ def probe(settings: Settings, *packages: str) -> Target:
 
 def ask(path: Path, why: str, environ: Mapping[str, str], packages: tuple[str, ...] = ()) -> Target:
     """Facts about the interpreter at `path`. Raises UsageError as `probe` does."""
-    argv = [path, "-I", "-c", probe_source("target"), json.dumps([*STACK, *packages])]
+    argv: list[str | Path] = [path, "-I", "-c", probe_source("target"), json.dumps([*STACK, *packages])]
     done = proc.run(argv, env=environ, timeout=60)
     remedy = "Set PYTHON_BIN to a CPython 3.9 or newer"
     if done.code:

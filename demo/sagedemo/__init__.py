@@ -11,7 +11,7 @@ _DTYPES = (torch.float16, torch.bfloat16)
 _AXES = {"HND": (0, 1, 2), "NHD": (0, 2, 1)}  # where batch, head and length are
 
 
-def attn(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, return_lse=False):  # noqa: PLR0917 (sageattn takes them so)
+def attn(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, return_lse=False):
     """softmax(q k^T * sm_scale) v with int8 q and k, and float32 log-sum-exp [batch, heads, length] if wanted.
 
     HND is [batch, heads, length, head_dim], NHD is [batch, length, heads, head_dim]. fp16 or bf16, head_dim up

@@ -63,3 +63,9 @@ class Store(Protocol):
 
     def address(self, path: str) -> str:
         """What to give `pip install` for this file: an address on the Hub, a path in a directory."""
+
+    def initialise(self) -> None:
+        """Creates the repository or folder when it is not there."""
+
+    def rights(self) -> str:
+        """In words, who may do what here. Raises StoreError, with the remedy, when writing is not allowed."""

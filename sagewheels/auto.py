@@ -1,0 +1,111 @@
+"""The graph: stack, fetch, then verify what there is or build, upload what was built, and smoke."""
+
+from __future__ import annotations
+
+import time
+
+from sagewheels import installed, stack, steps, ui
+from sagewheels.errors import NothingCompatible, StoreError
+from sagewheels.job import Job
+from sagewheels.steps import Made
+
+
+def auto(job: Job, *, rebuild: bool = False) -> None:
+    """A machine that runs proven attention; when it does already, nothing is changed and nobody is asked.
+
+    Raises what the steps raise; a store that cannot be written is told last, when the machine works.
+    """
+    if not rebuild and in_place(job):
+        return
+    if job.dry_run:
+        plan(job, rebuild=rebuild)
+        return
+    started = time.monotonic()
+    steps.do_stack(job)
+    made = None if rebuild else _existing(job)
+    built = None if made else steps.do_build(job, force=rebuild)
+    trouble = _publish(job, built) if built else None
+    ready = made or built
+    assert ready is not None
+    steps.do_verify(job, ready)
+    steps.do_smoke(job)
+    if trouble:
+        raise StoreError(f"the machine is ready, but {trouble.what}", trouble.remedy)
+    ui.say("auto", f"done in {ui.duration(time.monotonic() - started)}: {ready[0].name} in {job.target.prefix}")
+
+
+_REST = "then the wheel is verified, installed and smoked; nothing was changed"
+
+
+def plan(job: Job, *, rebuild: bool) -> None:
+    """Says what `auto` would do, and why, step by step; asks the store, changes nothing."""
+    steps.do_stack(job)
+    try:
+        found = not rebuild and (steps.plan_fetch(job) or _in_wheelhouse(job) is not None)
+    except StoreError as error:
+        ui.warn("auto", f"the store was not reached: {error}")
+        found = _in_wheelhouse(job) is not None
+    if not found:
+        steps.do_build(job)
+        ui.say(
+            "upload",
+            f"would publish it to {job.store.label}" if job.store.writable else "would publish nothing: no HF_TOKEN",
+        )
+    ui.say("plan", _REST)
+
+
+def install(job: Job) -> None:
+    """`auto` without the compiler. Raises NothingCompatible when the store has nothing."""
+    if in_place(job):
+        return
+    steps.do_stack(job)
+    made = steps.do_fetch(job)
+    if made is None:
+        ui.say("plan", _REST)
+        return
+    steps.do_verify(job, made)
+    steps.do_smoke(job)
+    ui.say("install", f"done: {made[0].name} in {job.target.prefix}")
+
+
+def in_place(job: Job) -> bool:
+    """Whether what is installed is the wheel that passed smoke here, under the very same circumstances."""
+    state = installed.read_state(job.settings, job.target, job.recipe)
+    if not state.get("passed") or state["passed"] != steps.circumstances(job):
+        return False
+    untouched = installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256")))
+    if not untouched or stack.faults(job.target, job.need, job.settings):
+        return False
+    ui.say(
+        "auto", f"nothing to do: {state['wheel']} is in {job.target.prefix}, {state.get('words', 'passed smoke here')}"
+    )
+    return True
+
+
+def _existing(job: Job) -> Made | None:
+    """The wheel that need not be built: of the store, else of the wheelhouse; None means build."""
+    try:
+        return steps.do_fetch(job)
+    except NothingCompatible as error:
+        ui.say("auto", error.what)
+    except StoreError as error:
+        ui.warn("auto", f"the store was not reached: {error}")
+    return _in_wheelhouse(job)
+
+
+def _in_wheelhouse(job: Job) -> Made | None:
+    fits = job.in_wheelhouse()
+    if fits:
+        ui.say("auto", f"{fits[0][0].name} is in the wheelhouse")
+        return fits[0]
+    return None
+
+
+def _publish(job: Job, built: Made) -> StoreError | None:
+    """Uploads before anything else can go wrong; what goes wrong here must not cost the compile."""
+    try:
+        steps.do_upload(job, built)
+    except StoreError as error:
+        ui.warn("auto", str(error))
+        return error
+    return None

@@ -1,0 +1,121 @@
+"""One screen of checks: what is here, whether it will do, and the remedy where it will not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from sagewheels import host, stack, target, toolkit, ui
+from sagewheels.errors import SageError, UsageError
+from sagewheels.job import Job
+
+Standing = Literal["ok", "note", "bad"]
+_DISK = 8_000_000_000
+"""torch with its libraries takes 4.5 GB, toolkit and build 1 GB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the screen; `remedy` is empty when nothing has to be done."""
+
+    what: str
+    standing: Standing
+    found: str
+    remedy: str = ""
+
+
+def show(job: Job) -> None:
+    """Prints the screen. Raises UsageError when a check is bad."""
+    checks = [check for group in _GROUPS for check in _guarded(group, job)]
+    rows = [(check.standing, check.what, check.found, check.remedy) for check in checks]
+    ui.table("doctor", ("", "check", "found", "remedy"), rows)
+    bad = [check.what for check in checks if check.standing == "bad"]
+    if bad:
+        raise UsageError(f"{len(bad)} of {len(checks)} checks are bad: {', '.join(bad)}", "See the remedies above")
+    ui.say("doctor", f"{len(checks)} checks, none is bad")
+
+
+def _guarded(group: Callable[[Job], Iterator[Check]], job: Job) -> list[Check]:
+    """The checks of one group; what it cannot find out is a bad check itself."""
+    found: list[Check] = []
+    try:
+        for check in group(job):
+            found.append(check)
+    except SageError as error:
+        found.append(Check(what=group.__name__.strip("_"), standing="bad", found=error.what, remedy=error.remedy))
+    return found
+
+
+def _machine(job: Job) -> Iterator[Check]:
+    here = job.host
+    if here.gpus:
+        names = ", ".join(f"{gpu.name} (arch {gpu.arch}, {gpu.memory} MiB)" for gpu in here.gpus)
+        yield Check(what="GPU", standing="ok", found=names)
+        yield Check(what="driver", standing="ok", found=f"{here.driver}, runs CUDA up to {here.driver_cuda}")
+    else:
+        remedy = "Building works; to run the kernels, install the NVIDIA driver (with containers: --gpus all)"
+        yield Check(what="GPU", standing="note", found=here.problem, remedy=remedy)
+    yield Check(what="archs", standing="ok", found=", ".join(map(str, job.archs)))
+    room = here.memory // job.recipe.memory_per_unit
+    memory = f"{here.cores} cores, {ui.size(here.memory)} free for this process"
+    few = "" if room else f"A compiler needs {ui.size(job.recipe.memory_per_unit)}: free some memory"
+    yield Check(what="cores and memory", standing="ok" if room else "bad", found=memory, remedy=few)
+    free = host.free_disk(job.settings.work_dir)
+    full = "" if free > _DISK else f"Free {ui.size(_DISK)}, or set WORK_DIR to a larger disk"
+    yield Check(what="disk", standing="note" if full else "ok", found=f"{ui.size(free)} free", remedy=full)
+
+
+def _interpreter(job: Job) -> Iterator[Check]:
+    path, why = target.locate(job.settings)
+    found = job.target
+    yield Check(what="target", standing="ok", found=f"{path}, CPython {found.version}, by {why}")
+    if not found.writable:
+        yield Check(
+            what="site-packages", standing="bad", found=f"{found.site} cannot be written", remedy="Set PYTHON_BIN"
+        )
+    if found.externally_managed:
+        remedy = "Better use a virtual environment; else --break-system-packages is used"
+        yield Check(what="environment", standing="note", found="externally managed", remedy=remedy)
+    headers = "" if found.has_python_h else "apt-get install python3-dev: Triton compiles at run time"
+    yield Check(what="Python.h", standing="note" if headers else "ok", found=str(found.include), remedy=headers)
+    wrong = stack.faults(found, job.need, job.settings)
+    torch = f"torch {found.torch.version}, CUDA {found.torch.cuda or 'none'}" if found.torch else "no torch"
+    words = "; ".join(wrong) or f"{torch}, triton {found.versions.get('triton')}"
+    remedy = "invoke stack installs one that fits" if wrong else ""
+    yield Check(what="stack", standing="note" if wrong else "ok", found=words, remedy=remedy)
+    have = found.versions.get(job.recipe.name)
+    yield Check(what=job.recipe.name, standing="ok", found=f"{have} is installed" if have else "not installed yet")
+
+
+def _compiler(job: Job) -> Iterator[Check]:
+    if job.target.torch is None or not job.target.torch.cuda:
+        yield Check(
+            what="toolkit", standing="note", found="cannot be tried without a CUDA torch", remedy="Run stack first"
+        )
+        return
+    try:
+        kit = toolkit.find(job.settings, job.target, job.recipe, job.recipe.rules(job.archs))
+    except SageError as error:
+        # Only needed where nothing can be fetched.
+        yield Check(what="toolkit", standing="note", found=error.what, remedy=error.remedy)
+        return
+    found = f"CUDA {kit.version} from {kit.origin}, {kit.compiler}: a probe compiled"
+    yield Check(what="toolkit", standing="ok", found=found)
+
+
+def _store(job: Job) -> Iterator[Check]:
+    fits = [verdict for verdict in job.verdicts() if verdict.fits]
+    found = f"{job.store.label}: {len(job.published)} wheels, {len(fits)} fit"
+    remedy = "" if fits else "auto will compile one"
+    yield Check(what="store", standing="ok" if fits else "note", found=found, remedy=remedy)
+    if not job.store.writable:
+        remedy = "Set HF_TOKEN to publish what is built"
+        yield Check(
+            what="token", standing="note", found="HF_TOKEN is not set: the store can only be read", remedy=remedy
+        )
+    else:
+        yield Check(what="rights", standing="ok", found=job.store.rights())
+
+
+_GROUPS = (_machine, _interpreter, _compiler, _store)

@@ -1,0 +1,121 @@
+"""The best wheel of the user's own store into the wheelhouse, or the reason why none is."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from sagewheels import match, ui, verify, web, wheelhouse
+from sagewheels.errors import NothingCompatible, Refused, UsageError
+from sagewheels.job import Job
+from sagewheels.manifest import WheelManifest, loads, parse
+from sagewheels.match import Verdict
+
+_MOST_REASONS = 20
+
+
+def fetch(job: Job) -> tuple[Path, WheelManifest]:
+    """The best wheel for this machine, in the wheelhouse, its bytes checked.
+
+    Raises NothingCompatible with the list of reasons printed, StoreError when the store does not answer, Refused
+    when the bytes that came are not those that were promised.
+    """
+    if job.settings.wheel_url:
+        return from_url(job, job.settings.wheel_url)
+    verdicts = job.verdicts()
+    best = next((verdict.candidate for verdict in verdicts if verdict.fits), None)
+    if best is None:
+        explain(job, verdicts)
+        raise NothingCompatible(f"{job.store.label} holds no wheel for this machine", "Run auto or build to make one")
+    ui.say("fetch", f"{best.wheel_file} fits, {_standing(best)}")
+    return bring(job, best), best
+
+
+def _standing(candidate: WheelManifest) -> str:
+    gpus = sorted({proof.gpu for proof in candidate.proofs})
+    return f"proven on {', '.join(gpus)}" if gpus else "a candidate, not proven yet"
+
+
+def explain(job: Job, verdicts: Sequence[Verdict]) -> None:
+    """Prints what this machine wants, and for each candidate why it was rejected."""
+    wanted = job.wanted()
+    archs = ", ".join(map(str, wanted.archs))
+    stack = f"torch {wanted.torch or 'none'}, CUDA {wanted.cuda or 'none'}"
+    ui.say("fetch", f"wanted: {wanted.name} {wanted.version or 'any'}, {job.target.python_tag}, {stack}, arch {archs}")
+    if not verdicts:
+        ui.say("fetch", f"{job.store.label} holds no wheels at all")
+    for verdict in verdicts[:_MOST_REASONS]:
+        ui.say("fetch", f"rejected {verdict.candidate.wheel_file}: {'; '.join(verdict.reasons)}")
+    if len(verdicts) > _MOST_REASONS:
+        ui.say("fetch", f"and {len(verdicts) - _MOST_REASONS} more; invoke list shows all")
+
+
+def bring(job: Job, candidate: WheelManifest) -> Path:
+    """Downloads a candidate into the wheelhouse unless the very bytes are there. Raises StoreError, Refused."""
+    place = job.settings.wheelhouse_dir / candidate.wheel_file
+    if place.is_file():
+        try:
+            verify.bytes_as_promised(place, candidate)
+            wheelhouse.write_manifest(job.settings, candidate)
+            ui.say("fetch", f"{place.name} is in the wheelhouse already")
+            return place
+        except Refused as error:
+            ui.say("fetch", f"fetching again: {error.what}")
+    return _download(job, candidate, lambda part, shown: job.store.download(candidate.wheel_file, part, shown))
+
+
+def _download(job: Job, candidate: WheelManifest, get: Callable[[Path, Callable[[int, int], None]], None]) -> Path:
+    """Writes to a temporary name, checks size and sha256 of what is on disk, and only then gives it its name."""
+    place = job.settings.wheelhouse_dir / candidate.wheel_file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
+    try:
+        with ui.progress("fetch", every=5) as shown:
+            get(part, lambda done, total: shown.update(f"{ui.size(done)} of {ui.size(total)}"))
+        verify.bytes_as_promised(part, candidate)
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
+    wheelhouse.write_manifest(job.settings, candidate)
+    promised = f"sha256 {candidate.wheel_sha256[:12]} as promised" if candidate.wheel_sha256 else "no sha256 to check"
+    ui.say("fetch", f"{place.name}, {ui.size(place.stat().st_size)}, {promised}")
+    return place
+
+
+def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:
+    """The wheel of WHEEL_URL, by the manifest beside it (`<url>.json`) or by a `#sha256=` in the address itself.
+
+    Raises Refused when nothing says what its bytes should be and ALLOW_UNSAFE_WHEEL is off, StoreError when the
+    address does not answer, NothingCompatible when its manifest does not fit this machine.
+    """
+    parts = urlsplit(url)
+    name = PurePosixPath(unquote(parts.path)).name
+    if parts.scheme not in {"http", "https", "file"} or not name.endswith(".whl"):
+        raise UsageError(f"WHEEL_URL={url!r} is not the address of a wheel", "Write https://.../name.whl")
+    bare = url.partition("#")[0]
+    found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", parts.fragment)
+    beside = web.small(f"{bare}.json")
+    manifest = loads(beside, f"{name}.json") if beside is not None else parse(_from_name(name), name)
+    if found:
+        manifest = manifest.updated(wheel_sha256=found[1].lower())
+    if manifest.wheel_file != name:
+        raise Refused(f"{name}.json describes {manifest.wheel_file}", "Publish the wheel with its own manifest")
+    if not manifest.wheel_sha256 and not job.settings.allow_unsafe_wheel:
+        raise Refused(f"nothing says what the bytes of {name} should be", "Add #sha256=... to WHEEL_URL")
+    verdict = match.judge(manifest, job.wanted())
+    if not verdict.fits:
+        raise NothingCompatible(f"WHEEL_URL does not fit this machine: {'; '.join(verdict.reasons)}")
+    ui.say("fetch", f"{name} from WHEEL_URL, as you set it")
+    return _download(job, manifest, lambda part, shown: web.download(bare, part, shown)), manifest
+
+
+def _from_name(name: str) -> dict[str, object]:
+    """What the file name alone says, in the form of a manifest: `2.2.0+cu130torch2.11sm120` names the stack."""
+    label = re.search(r"\+cu\d+torch(\d+\.\d+(?:\.\d+)*)((?:sm\d+)+)", name)
+    if not label:
+        return {"wheel_file": name}
+    torch = label[1] if label[1].count(".") > 1 else f"{label[1]}.0"
+    return {"wheel_file": name, "torch_version": torch, "target_arch": label[2].replace("sm", ";sm").strip(";")}

@@ -1,0 +1,164 @@
+"""What is installed in the target: put there, remembered, and put back as it was."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sagewheels import installer, target, ui
+from sagewheels.config import Settings
+from sagewheels.errors import Refused, UsageError
+from sagewheels.recipe import Recipe
+from sagewheels.target import Target
+
+_NOT_PART_OF_A_WHEEL = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_build.json"}
+
+
+def state_path(settings: Settings, found: Target, recipe: Recipe) -> Path:
+    """Where it is remembered what was put into this target."""
+    digest = hashlib.sha256(f"{found.prefix}\0{recipe.name}".encode()).hexdigest()[:16]
+    return settings.work_dir / "state" / f"{recipe.name}-{digest}.json"
+
+
+def read_state(settings: Settings, found: Target, recipe: Recipe) -> dict[str, Any]:
+    """What is remembered; empty when there is nothing, or when it cannot be read (it is only a memory)."""
+    try:
+        state = json.loads(state_path(settings, found, recipe).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) and state.get("prefix") == str(found.prefix) else {}
+
+
+def write_state(settings: Settings, found: Target, recipe: Recipe, state: dict[str, Any]) -> None:
+    """Remembers `state`, whole or not at all."""
+    path = state_path(settings, found, recipe)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps({**state, "prefix": str(found.prefix)}, indent=2, sort_keys=True), encoding="utf-8")
+    part.replace(path)
+
+
+def fingerprint(found: Target, recipe: Recipe) -> str:
+    """sha256 of the installed package's RECORD, empty when it is not installed."""
+    folder = found.dist_info.get(recipe.name)
+    try:
+        return hashlib.sha256((folder / "RECORD").read_bytes()).hexdigest() if folder else ""
+    except OSError:
+        return ""
+
+
+def is_in_place(found: Target, recipe: Recipe, state: dict[str, Any], sha256: str) -> bool:
+    """Whether the wheel with this sha256 is what is installed, untouched since."""
+    return bool(sha256) and state.get("sha256") == sha256 and state.get("record") == fingerprint(found, recipe) != ""
+
+
+def install(settings: Settings, found: Target, recipe: Recipe, wheel: Path, sha256: str) -> Target:
+    """Puts the wheel into the target and remembers what was there before; returns the facts after it.
+
+    Killed at any moment, the next run still knows the way back. Raises UsageError when the installer fails; then
+    what was there is back.
+    """
+    state = read_state(settings, found, recipe)
+    if is_in_place(found, recipe, state, sha256):
+        ui.say("install", f"{wheel.name} is installed already")
+        return found
+    # An install that was cut off has left half a package: the copy made before it is the one to keep.
+    previous = state["previous"] if state.get("pending") else _set_aside(settings, found, recipe)
+    write_state(settings, found, recipe, {"pending": wheel.name, "previous": previous})
+    try:
+        installer.install_wheel(settings, found, wheel, name=recipe.name)
+    except UsageError:
+        restore(settings, found, recipe)
+        raise
+    after = target.ask(found.python, "the target", settings.environ, (recipe.name,))
+    record = fingerprint(after, recipe)
+    state = {"wheel": wheel.name, "sha256": sha256, "record": record, "previous": previous}
+    write_state(settings, after, recipe, state)
+    ui.say("install", f"{wheel.name} is installed in {found.prefix}")
+    return after
+
+
+def restore(settings: Settings, found: Target, recipe: Recipe) -> str:
+    """Puts back what was there before our install, and says in words what that is.
+
+    Touches nothing when it was not sagewheels that installed what is there.
+    """
+    state = read_state(settings, found, recipe)
+    mine = state.get("pending") or (state.get("record") and state["record"] == fingerprint(found, recipe))
+    if not mine:
+        return f"{recipe.name} was not installed by sagewheels and is left as it is"
+    previous = state.get("previous")
+    if previous and not Path(previous).is_file():
+        return f"{recipe.name} is left as it is: {previous}, the copy of what was there, is gone"
+    if previous:
+        installer.install_wheel(settings, found, Path(previous), name=recipe.name)
+    else:
+        installer.pip(settings, found, "uninstall", [recipe.name], error=UsageError)
+    state_path(settings, found, recipe).unlink(missing_ok=True)
+    return f"{Path(previous).name} is back" if previous else f"{recipe.name} is not installed, as before"
+
+
+def _set_aside(settings: Settings, found: Target, recipe: Recipe) -> str | None:
+    """Packs what is installed into a wheel under WORK_DIR; None when nothing is. Its path is absolute."""
+    folder = found.dist_info.get(recipe.name)
+    if folder is None:
+        return None
+    place = settings.work_dir.resolve() / "previous" / fingerprint(found, recipe)[:16]
+    place.mkdir(parents=True, exist_ok=True)
+    return str(repack(folder, place))
+
+
+def repack(dist_info: Path, into: Path) -> Path:
+    """An installed distribution as a wheel file again, from its RECORD; scripts are left to its entry points.
+
+    Raises Refused when a file that RECORD lists is gone: then there is no way back, and nothing is touched.
+    """
+    site = dist_info.parent
+    files = dict(_installed_files(dist_info))
+    try:
+        tags = [
+            line[5:] for line in (dist_info / "WHEEL").read_text(encoding="utf-8").splitlines() if line[:5] == "Tag: "
+        ]
+    except OSError:
+        tags = ["py3-none-any"]
+    wheel = into / f"{dist_info.name.removesuffix('.dist-info')}-{tags[0] if tags else 'py3-none-any'}.whl"
+    part = wheel.with_name(f".{wheel.name}.{os.getpid()}.part")
+    rows = io.StringIO()
+    record = csv.writer(rows, lineterminator="\n")
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in sorted(files.items()):
+            content = path.read_bytes()
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            record.writerow([name, f"sha256={digest}", len(content)])
+            archive.writestr(name, content)
+        record.writerow([f"{dist_info.relative_to(site)}/RECORD", "", ""])
+        archive.writestr(f"{dist_info.relative_to(site)}/RECORD", rows.getvalue())
+    part.replace(wheel)
+    return wheel
+
+
+def _installed_files(dist_info: Path) -> Iterator[tuple[str, Path]]:
+    site = dist_info.parent
+    try:
+        rows = list(csv.reader(io.StringIO((dist_info / "RECORD").read_text(encoding="utf-8"))))
+    except OSError:
+        raise Refused(
+            f"{dist_info} has no RECORD, so what is there could not be put back", "Uninstall it first"
+        ) from None
+    for row in rows:
+        name = row[0] if row else ""
+        path = site / name
+        skip = name.startswith(("..", "/")) or name.endswith(".pyc") or path.name in _NOT_PART_OF_A_WHEEL
+        if not name or (skip and (path.parent == dist_info or name.startswith(("..", "/")) or name.endswith(".pyc"))):
+            continue
+        if not path.is_file():
+            raise Refused(f"{path} is gone though RECORD lists it", f"Reinstall {dist_info.name} or uninstall it first")
+        yield name, path

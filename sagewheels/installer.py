@@ -1,0 +1,69 @@
+"""Installing into the target: with uv where it is there, else with the target's own pip."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sagewheels import proc, ui
+from sagewheels.config import Settings
+from sagewheels.errors import SageError, UsageError
+from sagewheels.target import Target
+
+
+def uv_program(settings: Settings) -> Path | None:
+    """The uv that came with the tool, else the one on PATH."""
+    try:
+        from uv import find_uv_bin
+
+        return Path(find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("uv", path=settings.variable("PATH") or None)
+        return Path(found) if found else None
+
+
+def pip(
+    settings: Settings, target: Target, verb: str, arguments: Sequence[str | Path], *, error: type[SageError]
+) -> proc.Result:
+    """`pip install` or `pip uninstall` in the target, and in no other interpreter. pip itself is never upgraded.
+
+    Raises `error` with the last line of the output, and UsageError when the target cannot be written to.
+    """
+    if not target.writable:
+        raise UsageError(f"{target.site} cannot be written to", "Set PYTHON_BIN to an environment of your own")
+    allowed = ["--break-system-packages"] if target.externally_managed else []
+    if allowed:
+        ui.say(verb, f"{target.python} is externally managed: using --break-system-packages")
+    uv = uv_program(settings)
+    if uv:
+        argv: list[str | Path] = [uv, "pip", verb, "--quiet", "--python", target.python, *allowed, *arguments]
+    else:
+        yes = ["--yes"] if verb == "uninstall" else ["--quiet", "--disable-pip-version-check"]
+        argv = [target.python, "-m", "pip", verb, *yes, *allowed, *arguments]
+    return proc.run(argv, env=_environment(settings), error=error)
+
+
+def install_wheel(settings: Settings, target: Target, wheel: Path, *, name: str) -> None:
+    """Puts exactly this wheel file into the target, without its dependencies, replacing any installed version."""
+    uv = uv_program(settings)
+    replace: list[str | Path] = ["--reinstall-package", name] if uv else ["--force-reinstall"]
+    pip(settings, target, "install", ["--no-deps", "--no-index", *replace, wheel.resolve()], error=UsageError)
+
+
+def into_folder(settings: Settings, target: Target, folder: Path, requirements: Sequence[str]) -> None:
+    """Installs `requirements`, built for the target's Python, into `folder` and nowhere else.
+
+    Raises SageError when the package index does not give them.
+    """
+    uv = uv_program(settings)
+    if uv:
+        argv: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", target.python, "--target", folder]
+    else:
+        argv = [target.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder]
+    proc.run([*argv, *requirements], env=_environment(settings), error=SageError)
+
+
+def _environment(settings: Settings) -> Mapping[str, str]:
+    """The user's environment, in which an index that does not answer is given up in good time."""
+    return {"UV_HTTP_CONNECT_TIMEOUT": "10", "UV_HTTP_RETRIES": "1", "PIP_RETRIES": "1", **settings.environ}

@@ -1,0 +1,143 @@
+"""One run: the settings, and the facts that its steps share, each found when first asked for."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from sagewheels import arch, host, recipe, target, ui, wheelhouse
+from sagewheels.arch import Arch
+from sagewheels.config import Settings
+from sagewheels.errors import StoreError
+from sagewheels.host import Host
+from sagewheels.manifest import WheelManifest
+from sagewheels.match import Verdict, Wanted, rank
+from sagewheels.recipe import Recipe
+from sagewheels.stack import Need
+from sagewheels.store import Store
+from sagewheels.target import Target
+
+DEFAULT_ARCH = "12.0"
+"""What is built where there is no GPU and no arch was named: the RTX 5090."""
+
+
+class Job:
+    """Settings and facts of one run. Facts that a step changes are replaced by that step (`target`)."""
+
+    def __init__(self, settings: Settings, *, dry_run: bool = False) -> None:
+        self.settings, self.dry_run = settings, dry_run
+        self._target: Target | None = None
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The build manifest."""
+        return recipe.load(self.settings.sage_manifest)
+
+    @cached_property
+    def host(self) -> Host:
+        """The machine."""
+        return host.probe(self.settings.environ)
+
+    @property
+    def target(self) -> Target:
+        """The interpreter that is installed into."""
+        if self._target is None:
+            self._target = target.probe(self.settings, self.recipe.name, "cuda-toolkit")
+        return self._target
+
+    @target.setter
+    def target(self, found: Target | None) -> None:
+        self._target = found
+
+    @cached_property
+    def archs(self) -> tuple[Arch, ...]:
+        """What to build and look for: TORCH_CUDA_ARCH_LIST, else the GPUs', else 12.0."""
+        if self.settings.torch_cuda_arch_list:
+            return arch.parse_list(self.settings.torch_cuda_arch_list)
+        return self.host.archs or (arch.parse(DEFAULT_ARCH),)
+
+    @cached_property
+    def store(self) -> Store:
+        """The user's own store; nothing is asked of it before it is used."""
+        from sagewheels.store.opening import open_store
+
+        return open_store(self.settings)
+
+    @cached_property
+    def published(self) -> list[WheelManifest]:
+        """Every wheel in the store, read once. Raises StoreError when the store does not answer."""
+        from sagewheels.store import index
+
+        found, problems, _ = index.load(self.store)
+        for problem in problems:
+            ui.warn("store", problem)
+        return found
+
+    @property
+    def need(self) -> Need:
+        """What the stack must support."""
+        plain = tuple(one.plain for one in self.archs)
+        return Need(archs=plain, driver_cuda=self.host.driver_cuda, min_torch=self.recipe.min_torch)
+
+    def wanted(self, *, here: bool = False) -> Wanted:
+        """The facts that a wheel is matched against; `here` adds the GPUs of this machine, where it will run."""
+        found, torch = self.target, self.target.torch
+        archs = {one.plain for one in self.archs} | (set(self.host.archs) if here else set())
+        return Wanted(
+            name=self.recipe.name,
+            version=self.settings.sage_expect_version if self.is_default_package else self.recipe.version,
+            tags=frozenset(found.tags),
+            torch=torch.public if torch else "",
+            cuda=torch.cuda if torch else "",
+            archs=tuple(sorted(archs)),
+            glibc=self.host.glibc,
+            allow_unknown=self.settings.allow_unsafe_wheel,
+        )
+
+    @property
+    def is_default_package(self) -> bool:
+        """Whether SAGE_EXPECT_VERSION speaks of this manifest's package."""
+        return self.recipe.version == self.settings.sage_version
+
+    def in_wheelhouse(self) -> list[tuple[Path, WheelManifest]]:
+        """Wheels of the wheelhouse that fit this machine, best first."""
+        paths = {manifest.wheel_file: path for path, manifest in wheelhouse.wheels(self.settings)}
+        candidates = [manifest for _, manifest in wheelhouse.wheels(self.settings)]
+        return [
+            (paths[verdict.candidate.wheel_file], verdict.candidate)
+            for verdict in rank(candidates, self.wanted(here=True))
+            if verdict.fits
+        ]
+
+    def verdicts(self) -> list[Verdict]:
+        """Every wheel of the store against this machine, best first. Raises StoreError."""
+        return rank(self.published, self.wanted())
+
+    def proven_or_none(self) -> list[WheelManifest]:
+        """The store's wheels, or none with a warning when it does not answer: choosing a stack goes on without."""
+        try:
+            return self.published
+        except StoreError as error:
+            ui.warn("stack", f"the store was not asked: {error.what}")
+            return []
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the lock of WORK_DIR, so that two runs in one place do not mix; says for whom it waits."""
+        folder = self.settings.work_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                ui.say("lock", f"waiting for process {lock.read().strip() or 'unknown'}, which works in {folder}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield

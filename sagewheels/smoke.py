@@ -1,0 +1,221 @@
+"""Smoke: the installed kernels run on every GPU of this machine and are compared with a float32 reference."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sagewheels
+from sagewheels import proc, ui
+from sagewheels.arch import Arch
+from sagewheels.config import Settings
+from sagewheels.errors import SmokeFailed
+from sagewheels.host import Host
+from sagewheels.recipe import Recipe
+from sagewheels.resources import probe_source
+from sagewheels.target import Target
+
+_SECONDS = 900
+"""A smoke that takes longer hangs: on an H200 the whole of it is done in well under a minute."""
+_NO_DRIVER = "libcuda.so.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What smoke found: `failures` empty means that it passed; `proofs` is empty where nothing could be computed."""
+
+    failures: tuple[str, ...]
+    proofs: tuple[dict[str, Any], ...]
+    loaded_only: bool
+
+    @property
+    def words(self) -> str:
+        """One line for people."""
+        if self.failures:
+            return self.failures[0]
+        if self.loaded_only:
+            return "loaded only: there is no GPU here, nothing was computed and nothing is proven"
+        return ", ".join(f"proven on {proof['gpu']} (arch {proof['arch']})" for proof in self.proofs)
+
+
+def run(settings: Settings, recipe: Recipe, found: Target, host: Host, extensions: Sequence[str]) -> Outcome:
+    """Runs the probe in the target from an empty directory, shows the table, and judges what it printed.
+
+    Raises SmokeFailed only when the probe gave no answer that could be judged.
+    """
+    order = {
+        "package": recipe.package,
+        "extensions": list(extensions),
+        "call": recipe.smoke["call"],
+        "smoke": dict(recipe.smoke),
+    }
+    answer = _ask(settings, found, order)
+    outcome = judge(answer, recipe, host, found)
+    for gpu in answer["gpus"]:
+        show(gpu, recipe)
+    return outcome
+
+
+def _ask(settings: Settings, found: Target, order: Mapping[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="sagewheels-smoke-") as name:
+        folder = Path(name)
+        (folder / "empty").mkdir()
+        script = folder / "sagewheels_smoke.py"
+        script.write_text(probe_source("smoke"), encoding="utf-8")
+        # PYTHONPATH and the source tree must not decide what is imported; -I would also hide a user's site.
+        env = {key: value for key, value in settings.environ.items() if not key.startswith("PYTHON")}
+        argv: list[str | Path] = [found.python, "-B", script, json.dumps(order)]
+        done = proc.run(argv, env=env, cwd=folder / "empty", timeout=_SECONDS)
+    log = _log(settings, done)
+    try:
+        answer: dict[str, Any] = json.loads(done.out.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        what = f"the kernels brought the interpreter down ({proc.ending(done.code)}): {done.last_line[:200]}"
+        raise SmokeFailed(what, f"The whole output is {log}") from None
+    return answer
+
+
+def _log(settings: Settings, done: proc.Result) -> Path:
+    settings.log_dir.mkdir(parents=True, exist_ok=True)
+    path = settings.log_dir / f"smoke-{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
+    path.write_text(f"{done.err}\n{done.out}", encoding="utf-8")
+    return path
+
+
+def judge(answer: Mapping[str, Any], recipe: Recipe, host: Host, found: Target) -> Outcome:
+    """Failures and proofs from what the probe printed. Pure."""
+    failures = [*_import_failures(answer, found, host)]
+    proofs = []
+    if host.gpus and not answer["gpus"] and not failures:
+        failures.append(f"torch {answer['torch']} sees no GPU, nvidia-smi lists {len(host.gpus)}")
+    for gpu in answer["gpus"]:
+        wrong = list(_gpu_failures(gpu, recipe))
+        failures += [f"GPU {gpu['index']} ({gpu['name']}): {text}" for text in wrong]
+        if not wrong:
+            proofs.append(_proof(gpu, answer, found, host, recipe))
+    passed = not failures
+    return Outcome(
+        failures=tuple(failures),
+        proofs=tuple(proofs) if passed else (),
+        loaded_only=passed and not answer["gpus"],
+    )
+
+
+def _import_failures(answer: Mapping[str, Any], found: Target, host: Host) -> Iterator[str]:
+    for module, error in answer["imports"].items():
+        if _NO_DRIVER in error and not host.driver:
+            ui.say("smoke", f"{module} cannot be loaded without the NVIDIA driver, which is not here")
+        elif error:
+            yield f"import {module} failed: {error}"
+        else:
+            ui.say("smoke", f"import {module}: ok")
+    origin = answer.get("origin") or ""
+    if origin and not Path(origin).resolve().is_relative_to(found.site.resolve()):
+        yield f"{origin} was imported, which is not in {found.site}"
+
+
+def _gpu_failures(gpu: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
+    """What is wrong on one GPU, the worst first."""
+    bad = [case for case in gpu["cases"] if not right(case, recipe)]
+    if bad:
+        yield f"{len(bad)} of {len(gpu['cases'])} cases are wrong, first {name(bad[0])}: {_how(bad[0])}"
+    if gpu.get("error"):
+        yield gpu["error"]
+    rule = recipe.archs.get(_arch(gpu["arch"]))
+    if rule is None:
+        yield f"{recipe.file.name} does not say which kernel must run on arch {gpu['arch']}"
+    elif not gpu.get("error") and not bad and not any(rule.kernel in kernel for kernel in gpu.get("kernels", ())):
+        ran = ", ".join(gpu.get("kernels", ())) or "none was seen"
+        yield f"{rule.kernel} did not run; kernels that did: {ran[:300]}"
+    for case in gpu["timed"]:
+        if not right(case, recipe):
+            yield f"shape {case['shape']}: {_how(case)}"
+
+
+def right(case: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether one case ran, is finite, and agrees with the reference within the manifest's bounds."""
+    if case.get("error") or not case.get("finite"):
+        return False
+    smoke = recipe.smoke
+    return bool(case["cosine"] >= smoke["min_cosine"] and case["relative_l2"] <= smoke["max_relative_l2"])
+
+
+def name(case: Mapping[str, Any]) -> str:
+    """`head_dim 64 float16 causal length 17 HND 8/2 heads`."""
+    causal = "causal" if case["causal"] else "full"
+    heads = "/".join(map(str, case["heads"]))
+    return (
+        f"head_dim {case['head_dim']} {case['dtype']} {causal} length {case['length']} {case['layout']} {heads} heads"
+    )
+
+
+def _how(case: Mapping[str, Any]) -> str:
+    if case.get("error"):
+        return str(case["error"])
+    if not case.get("finite"):
+        return "not finite"
+    return f"cosine {case['cosine']:.4f}, relative L2 {case['relative_l2']:.3f}"
+
+
+def _arch(text: str) -> Arch:
+    major, minor = text.split(".")
+    return Arch(int(major), int(minor))
+
+
+def _proof(
+    gpu: Mapping[str, Any], answer: Mapping[str, Any], found: Target, host: Host, recipe: Recipe
+) -> dict[str, Any]:
+    cases = gpu["cases"]
+    return {
+        "gpu": gpu["name"],
+        "arch": gpu["arch"],
+        "driver": host.driver,
+        "at_utc": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "torch_version": answer["torch"],
+        "triton_version": found.versions.get("triton"),
+        "python_version": found.version,
+        "cases": len(cases),
+        "worst_cosine": round(min(case["cosine"] for case in cases), 6),
+        "worst_relative_l2": round(max(case["relative_l2"] for case in cases), 6),
+        "kernel": recipe.archs[_arch(gpu["arch"])].kernel,
+        "speedup": {"x".join(map(str, one["shape"])): round(one["sdpa_ms"] / one["ms"], 2) for one in gpu["timed"]},
+        "sagewheels": sagewheels.__version__,
+    }
+
+
+def show(gpu: Mapping[str, Any], recipe: Recipe) -> None:
+    """The table of one GPU: the worst figures of each kind of case, then the times against SDPA."""
+    groups: dict[tuple[int, str, bool], list[Mapping[str, Any]]] = {}
+    for case in gpu["cases"]:
+        groups.setdefault((case["head_dim"], case["dtype"], case["causal"]), []).append(case)
+    rows = []
+    for (dim, dtype, causal), cases in groups.items():
+        numbers = [case for case in cases if case.get("finite")]
+        cosine = min((case["cosine"] for case in numbers), default=None)
+        l2 = max((case["relative_l2"] for case in numbers), default=None)
+        bad = sum(not right(case, recipe) for case in cases)
+        verdict = f"{bad} of {len(cases)} WRONG" if bad else "ok"
+        rows.append((str(dim), dtype, "causal" if causal else "full", str(len(cases)), _4(cosine), _4(l2), verdict))
+    columns = ("head_dim", "dtype", "mask", "cases", "worst cosine", "worst rel. L2", "verdict")
+    ui.table(f"GPU {gpu['index']}, {gpu['name']}, arch {gpu['arch']}, against float32", columns, rows)
+    if gpu["timed"]:
+        columns = ("batch x heads x length x head_dim", "ms", "SDPA ms", "faster", "cosine to SDPA", "verdict")
+        ui.table("bfloat16, not causal, median of 7", columns, [_timed(one, recipe) for one in gpu["timed"]])
+    mine = [kernel for kernel in gpu.get("kernels", ()) if not kernel.startswith(("void at::", "Mem"))]
+    if mine:
+        ui.say("smoke", f"kernels seen: {', '.join(kernel[:60] for kernel in mine)}")
+
+
+def _timed(one: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
+    shape, faster = " x ".join(map(str, one["shape"])), f"{one['sdpa_ms'] / one['ms']:.2f}x"
+    verdict = "ok" if right(one, recipe) else "WRONG"
+    return (shape, f"{one['ms']:.3f}", f"{one['sdpa_ms']:.3f}", faster, _4(one["cosine"]), verdict)
+
+
+def _4(number: float | None) -> str:
+    return "not finite" if number is None else f"{number:.4f}"

@@ -1,0 +1,163 @@
+"""The source to compile: a clean checkout of the pinned commit, with the patch series applied and recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sagewheels import proc, ui
+from sagewheels.config import Settings
+from sagewheels.errors import SageError, StoreError, UsageError
+from sagewheels.recipe import Patch, Recipe
+from sagewheels.resources import ROOT
+
+_ANCHOR = re.compile(
+    r"^diff --git a/(?P<file>\S+) b/\S+\nindex (?P<old>[0-9a-f]{7,40})\.\.(?P<new>[0-9a-f]{7,40})", re.M
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkout:
+    """A source tree ready to compile; `commit` is a git commit, or `sha256:...` of a folder's content."""
+
+    folder: Path
+    repo: str
+    ref: str
+    commit: str
+    epoch: int
+    patches: tuple[Patch, ...]
+
+
+def checkout(settings: Settings, recipe: Recipe, folder: Path) -> Checkout:
+    """A fresh tree in `folder`: whatever was there is gone, nothing but the source and the patches is in it.
+
+    Raises UsageError when the ref is not the pinned commit or a patch does not apply, StoreError when the
+    repository does not answer.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if recipe.source.path:
+        return _copy(recipe, folder)
+    folder.mkdir(parents=True)
+    repo, ref = settings.sage_source_repo or recipe.source.repo, settings.sage_source_ref or recipe.source.ref
+    commit = _fetch(settings, recipe, folder, repo, ref)
+    pinned = commit == recipe.source.commit
+    if not pinned and ref == recipe.source.ref:
+        raise UsageError(
+            f"{ref} of {repo} is commit {commit}, {recipe.file.name} pins {recipe.source.commit}",
+            "Use the pinned source, or set SAGE_SOURCE_REF to another ref on purpose",
+        )
+    if not pinned:
+        ui.say("source", f"{ref} is commit {commit}, not the pinned one, as SAGE_SOURCE_REF asks")
+    epoch = int(_git(settings, folder, "show", "-s", "--format=%ct", commit).strip())
+    applied = tuple(patch for patch in recipe.patches if apply(settings, folder, patch, pinned=pinned))
+    return Checkout(folder=folder, repo=public_name(repo), ref=ref, commit=commit, epoch=epoch, patches=applied)
+
+
+def public_name(repo: str) -> str:
+    """How a repository is named in published files: no credentials, and nothing of this machine's folders."""
+    if "://" in repo and not repo.startswith("file:"):
+        return re.sub(r"//[^/@]*@", "//", repo)
+    return f"local:{Path(repo).name}" if "@" not in repo else repo
+
+
+def _fetch(settings: Settings, recipe: Recipe, folder: Path, repo: str, ref: str) -> str:
+    """Fetches one commit, without the files outside `paths`, and checks it out; returns its id."""
+    if Path(repo).expanduser().is_dir():
+        repo = str(Path(repo).expanduser().resolve())
+    _git(settings, folder, "init", "--quiet")
+    _git(settings, folder, "remote", "add", "origin", repo)
+    ui.say("source", f"fetching {ref} of {public_name(repo)}")
+    try:
+        _git(settings, folder, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "--no-tags", "origin", ref)
+    except SageError as error:
+        remedy = "Check the network, SAGE_SOURCE_REPO and SAGE_SOURCE_REF"
+        raise StoreError(f"{ref} could not be fetched from {public_name(repo)}: {error.what}", remedy) from None
+    if recipe.source.paths:
+        _git(settings, folder, "sparse-checkout", "set", "--no-cone", *recipe.source.paths)
+    _git(settings, folder, "checkout", "--quiet", "--detach", "FETCH_HEAD")
+    return _git(settings, folder, "rev-parse", "HEAD").strip()
+
+
+def _git(settings: Settings, folder: Path, *arguments: str) -> str:
+    """Output of git in `folder`; it never asks for a password, and gives up on a dead connection after 30 s."""
+    env = {
+        **settings.environ,
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
+        "GIT_HTTP_LOW_SPEED_TIME": "30",
+        "LC_ALL": "C",
+    }
+    return proc.run(["git", "-C", folder, *arguments], env=env, timeout=900, error=SageError).out
+
+
+def anchors(patch: Patch) -> list[tuple[str, str, str]]:
+    """File, blob id before and blob id after, for each file of a patch.
+
+    Raises UsageError for a patch without them, or one that does anything but insert lines.
+    """
+    text = patch.path.read_text(encoding="utf-8")
+    found = [(match["file"], match["old"], match["new"]) for match in _ANCHOR.finditer(text)]
+    body = text[text.find("diff --git") :].splitlines()
+    removes = [line for line in body if line.startswith(("-", " ")) and not line.startswith("--- ")]
+    if not found or removes:
+        raise UsageError(f"{patch.path} must only insert lines, below `diff --git` and `index` lines")
+    return found
+
+
+def apply(settings: Settings, folder: Path, patch: Patch, *, pinned: bool) -> bool:
+    """Applies a patch and checks the result by blob id; False, with a line that says so, when it is skipped.
+
+    Raises UsageError when the file is not the one that the patch was made for, and the commit is the pinned one.
+    """
+    for file, old, _ in anchors(patch):
+        have = _blob(settings, folder, file)
+        if not have.startswith(old):
+            what = f"{patch.file}: {file} is blob {have[:12] or 'missing'}, the patch was made for {old[:12]}"
+            if pinned:
+                raise UsageError(what, "The patch series does not suit the pinned commit")
+            ui.say("source", f"skipped {what}")
+            return False
+    _git(settings, folder, "apply", "--unidiff-zero", "--whitespace=nowarn", str(patch.path.resolve()))
+    for file, _, new in anchors(patch):
+        if not _blob(settings, folder, file).startswith(new):
+            raise UsageError(f"{patch.file} left {file} as another blob than {new[:12]}", "Make the patch again")
+    ui.say("source", f"applied {patch.file}")
+    return True
+
+
+def _blob(settings: Settings, folder: Path, file: str) -> str:
+    """Blob id of a file in the tree, empty when it is missing."""
+    if not (folder / file).is_file():
+        return ""
+    return _git(settings, folder, "hash-object", "--no-filters", "--", file).strip()
+
+
+def _copy(recipe: Recipe, folder: Path) -> Checkout:
+    """A copy of a folder that lies beside the manifests; its content is its identity."""
+    origin = ROOT / recipe.source.path
+    if not origin.is_dir():
+        raise UsageError(f"{recipe.file}: source.path {recipe.source.path} is not a folder")
+    shutil.copytree(origin, folder, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__", "*.so"))
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return Checkout(
+        folder=folder,
+        repo=f"local:{recipe.source.path}",
+        ref="",
+        commit=f"sha256:{content_hash(files)}",
+        epoch=315532800,  # 1980-01-01, the first date that a zip archive can hold
+        patches=(),
+    )
+
+
+def content_hash(files: Mapping[str, bytes]) -> str:
+    """sha256 over names and contents, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0{len(files[name])}\0".encode())
+        digest.update(files[name])
+    return digest.hexdigest()

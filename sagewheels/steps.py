@@ -1,0 +1,249 @@
+"""The steps of the graph. Each can run alone, changes nothing that is good, and says what it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sagewheels import build as compiling
+from sagewheels import fetch as fetching
+from sagewheels import installed, smoke, stack, ui, verify, wheel, wheelhouse
+from sagewheels.errors import SmokeFailed, StoreError, UsageError
+from sagewheels.job import Job
+from sagewheels.manifest import WheelManifest
+
+Made = tuple[Path, WheelManifest]
+
+
+def do_stack(job: Job) -> None:
+    """A good CUDA PyTorch and Triton in the target. Raises UsageError, StoreError."""
+    wrong = stack.faults(job.target, job.need, job.settings)
+    torch = job.target.torch
+    if torch and not wrong:
+        triton = job.target.versions.get("triton", "none")
+        ui.say("stack", f"kept: torch {torch.version}, triton {triton}, CUDA {torch.cuda} in {job.target.prefix}")
+        return
+    ui.say("stack", f"{job.target.python} needs a stack: {'; '.join(wrong)}")
+    proven = stack.proven_stacks(job.proven_or_none(), job.wanted(), job.host.driver_cuda)
+    plan = stack.attempts(job.target, job.need, job.settings, proven)
+    if job.dry_run:
+        for place, attempt in enumerate(plan, 1):
+            ui.say("stack", f"would try, {place}: {attempt}")
+        return
+    stack.install(job.settings, job.need, job.target, plan)
+    job.target = None
+    fresh = job.target.torch
+    assert fresh is not None
+    ui.say("stack", f"installed: torch {fresh.version}, triton {job.target.versions.get('triton')}")
+
+
+def do_fetch(job: Job) -> Made | None:
+    """The best wheel of the store in the wheelhouse; None in a dry run. Raises NothingCompatible on a miss."""
+    if job.dry_run:
+        plan_fetch(job)
+        return None
+    return fetching.fetch(job)
+
+
+def plan_fetch(job: Job) -> bool:
+    """Says what fetch would bring; whether there is anything."""
+    if job.settings.wheel_url:
+        ui.say("fetch", "would bring the wheel of WHEEL_URL")
+        return True
+    verdicts = job.verdicts()
+    if verdicts and verdicts[0].fits:
+        ui.say("fetch", f"would bring {verdicts[0].candidate.wheel_file} from {job.store.label}")
+        return True
+    fetching.explain(job, verdicts)
+    ui.say("fetch", f"{job.store.label} holds no wheel for this machine")
+    return False
+
+
+def choose(job: Job, named: str = "") -> Made:
+    """The wheel that a task works on: the named file of the wheelhouse, else the best fit there.
+
+    Raises UsageError when there is none.
+    """
+    if named:
+        path = Path(named) if Path(named).is_file() else job.settings.wheelhouse_dir / named
+        for place, manifest in wheelhouse.wheels(job.settings):
+            if place.name == path.name and place.resolve() == path.resolve():
+                return place, manifest
+        raise UsageError(
+            f"{named} is no wheel with a manifest in {job.settings.wheelhouse_dir}", "Fetch or build first"
+        )
+    fits = job.in_wheelhouse()
+    if not fits:
+        raise UsageError(f"{job.settings.wheelhouse_dir} holds no wheel for this machine", "Run fetch or build first")
+    return fits[0]
+
+
+def do_verify(job: Job, made: Made) -> None:
+    """The wheel is what it claims and made for this machine; then it is installed. Raises Refused."""
+    path, manifest = made
+    if job.dry_run:
+        ui.say("verify", f"would check {path.name} and install it in {job.target.prefix}")
+        return
+    found = verify.check(path, manifest, job.wanted(here=True), job.recipe)
+    archs = ", ".join(map(str, found.archs))
+    ui.say("verify", f"{path.name}: sha256, RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised")
+    job.target = installed.install(job.settings, job.target, job.recipe, path, found.sha256)
+
+
+def do_build(job: Job, *, force: bool = False) -> Made | None:
+    """A wheel for the archs in the wheelhouse; None in a dry run. Raises UsageError, StoreError, BuildFailed."""
+    if job.dry_run:
+        units = sum(job.recipe.units[name] for name in job.recipe.extensions(job.archs))
+        plan = compiling.jobs(job.settings, job.recipe, job.archs, job.host)
+        archs = ", ".join(map(str, job.archs))
+        ui.say("build", f"would compile {job.recipe.name} {job.recipe.version} for {archs}: {units} units, {plan.why}")
+        return None
+    plan_ = compiling.prepare(job.settings, job.recipe, job.archs, job.target, job.host)
+    ui.say("build", f"nvcc {plan_.toolkit.build} from {plan_.toolkit.origin}, {plan_.toolkit.compiler}")
+    return compiling.run(job.settings, plan_, force=force)
+
+
+def do_upload(job: Job, made: Made, *, asked: bool = False) -> bool:
+    """Wheel and manifest are in the store, in one commit; False when nothing was published, which is said.
+
+    Raises StoreError, also for a store that cannot be written when the user asked for the upload itself.
+    """
+    from sagewheels.store import index
+
+    path, manifest = made
+    if job.dry_run:
+        ui.say("upload", f"would publish {path.name} to {job.store.label}")
+        return False
+    if not job.store.writable and asked:
+        raise StoreError(
+            f"{job.store.label} can only be read: HF_TOKEN is not set", "Set HF_TOKEN, or SAGE_STORE to a folder"
+        )
+    if not job.store.writable:
+        ui.say("upload", f"nothing was published: HF_TOKEN is not set. {path} stays in the wheelhouse")
+        return False
+    verify.bytes_as_promised(path, manifest)
+    wheel.inspect(path, job.recipe.package)
+    if index.publish(job.store, path, manifest):
+        standing = "proven" if manifest.proofs else "a candidate until it is proven"
+        ui.say("upload", f"{path.name} is in {job.store.label}, {standing}")
+    else:
+        ui.say("upload", f"{path.name} is in {job.store.label} already, nothing changed")
+    return True
+
+
+def do_smoke(job: Job) -> smoke.Outcome | None:
+    """The kernels agree with the reference on every GPU, and the wheel has its proof; else the machine is put back.
+
+    Raises SmokeFailed. None in a dry run.
+    """
+    state = installed.read_state(job.settings, job.target, job.recipe)
+    if job.recipe.name not in job.target.versions:
+        raise UsageError(f"{job.recipe.name} is not installed in {job.target.prefix}", "Run install or auto first")
+    made = _ours(job, state)
+    if job.dry_run:
+        ui.say("smoke", f"would run {job.recipe.name} {job.target.versions[job.recipe.name]} on {_gpus(job)}")
+        return None
+    extensions = made[1].data.get("extensions") if made else None
+    names = list(extensions) if isinstance(extensions, dict) else list(job.recipe.extensions(_known(job)))
+    try:
+        outcome = smoke.run(job.settings, job.recipe, job.target, job.host, names)
+    except SmokeFailed as error:
+        raise SmokeFailed(error.what, f"{_put_back(job)}. {error.remedy}") from None
+    if outcome.failures:
+        for text in outcome.failures:
+            ui.say("smoke", f"FAILED: {text}")
+        raise SmokeFailed(f"smoke failed: {outcome.failures[0]}", f"{_put_back(job)}; the wheel is not proven")
+    ui.say("smoke", outcome.words)
+    _remember(job, state, outcome)
+    if made:
+        _record(job, made, outcome)
+    return outcome
+
+
+def _gpus(job: Job) -> str:
+    return ", ".join(gpu.name for gpu in job.host.gpus) or "no GPU: load only"
+
+
+def _known(job: Job) -> tuple[Any, ...]:
+    """The archs of this machine that the manifest knows, else all of the wanted ones."""
+    return tuple(one for one in job.host.archs if one in job.recipe.archs) or tuple(one.plain for one in job.archs)
+
+
+def _ours(job: Job, state: dict[str, Any]) -> Made | None:
+    """The wheel in the wheelhouse that is what is installed, if sagewheels installed it and it is untouched."""
+    for path, manifest in wheelhouse.wheels(job.settings):
+        same = path.name == state.get("wheel") and manifest.wheel_sha256 in ("", state.get("sha256"))
+        if same and installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256"))):
+            return path, manifest
+    return None
+
+
+def _put_back(job: Job) -> str:
+    words = installed.restore(job.settings, job.target, job.recipe)
+    job.target = None
+    return f"The machine is as it was: {words}"
+
+
+def _remember(job: Job, state: dict[str, Any], outcome: smoke.Outcome) -> None:
+    """Notes that what is installed passed here, so that the next auto need not run it again."""
+    if state.get("record"):
+        installed.write_state(
+            job.settings, job.target, job.recipe, {**state, "passed": circumstances(job), "words": outcome.words}
+        )
+
+
+def circumstances(job: Job) -> dict[str, Any]:
+    """What a pass of smoke depends on besides the wheel: another driver, GPU or torch asks for a new one."""
+    torch = job.target.torch
+    return {
+        "gpus": [gpu.name for gpu in job.host.gpus],
+        "driver": job.host.driver,
+        "torch": torch.version if torch else "",
+        "triton": job.target.versions.get("triton", ""),
+    }
+
+
+def _record(job: Job, made: Made, outcome: smoke.Outcome) -> None:
+    """The proof goes into the wheelhouse, and into the store when the wheel is there and may be written.
+
+    A load without a GPU is recorded too, as what it is.
+    """
+    manifest = made[1]
+    if outcome.loaded_only:
+        entry = {"torch_version": circumstances(job)["torch"], "python_version": job.target.version, "gpu": None}
+        loads = [item for item in manifest.data.get("loads") or [] if item != entry]
+        wheelhouse.write_manifest(job.settings, manifest.updated(loads=[*loads, entry]))
+        return
+    known = {(proof.gpu, proof.raw.get("driver"), proof.raw.get("torch_version")) for proof in manifest.proofs}
+    fresh = [one for one in outcome.proofs if (one["gpu"], one["driver"], one["torch_version"]) not in known]
+    if not fresh:
+        return
+    proven = manifest.updated(proofs=[*(manifest.data.get("proofs") or []), *fresh])
+    wheelhouse.write_manifest(job.settings, proven)
+    _publish_proof(job, proven)
+
+
+def _publish_proof(job: Job, proven: WheelManifest) -> None:
+    from sagewheels.store import index
+
+    if not job.store.writable:
+        ui.say("smoke", "the proof stays in the wheelhouse: HF_TOKEN is not set")
+        return
+    if index.add_proof(job.store, proven):
+        ui.say("smoke", f"the proof is in {job.store.label}")
+
+
+def do_init(job: Job) -> None:
+    """The store exists, may be written to, and has its card and index. Raises StoreError."""
+    from sagewheels.store import index
+
+    if job.dry_run:
+        ui.say("init-hf", f"would create {job.store.label} if it is not there, with card and index")
+        return
+    if not job.store.writable:
+        raise StoreError(
+            f"{job.store.label} cannot be set up: HF_TOKEN is not set", "Set HF_TOKEN to a token that may write"
+        )
+    ui.say("init-hf", job.store.rights())
+    made = index.initialise(job.store)
+    ui.say("init-hf", f"{job.store.label} {'is set up' if made else 'was set up already'}")

@@ -1,0 +1,54 @@
+"""The local folder of built and fetched wheels, each with its manifest beside it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from sagewheels import ui, wheel
+from sagewheels.config import Settings
+from sagewheels.errors import SageError
+from sagewheels.manifest import WheelManifest, loads
+
+
+def wheels(settings: Settings) -> list[tuple[Path, WheelManifest]]:
+    """Every wheel that has a manifest; a manifest that cannot be read is said and passed over."""
+    found = []
+    for path in sorted(settings.wheelhouse_dir.glob("*.whl.json")):
+        try:
+            manifest = loads(path.read_bytes(), str(path))
+        except (SageError, OSError) as error:
+            ui.warn("wheelhouse", f"{path.name} is passed over: {error}")
+            continue
+        if path.name == f"{manifest.wheel_file}.json" and path.with_suffix("").is_file():
+            found.append((path.with_suffix(""), manifest))
+    return found
+
+
+def of_build_key(settings: Settings, key: str) -> tuple[Path, WheelManifest] | None:
+    """The wheel of this build key, if its bytes are still what its manifest says."""
+    for path, manifest in wheels(settings):
+        if manifest.build_key == key and wheel.file_hash(path)[0] == manifest.wheel_sha256:
+            return path, manifest
+    return None
+
+
+def keep(settings: Settings, path: Path, manifest: WheelManifest) -> Path:
+    """Copies a wheel in, the manifest last: a manifest that is seen there has its wheel."""
+    settings.wheelhouse_dir.mkdir(parents=True, exist_ok=True)
+    place = settings.wheelhouse_dir / manifest.wheel_file
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
+    shutil.copyfile(path, part)
+    part.replace(place)
+    write_manifest(settings, manifest)
+    return place
+
+
+def write_manifest(settings: Settings, manifest: WheelManifest) -> None:
+    """Writes the manifest beside its wheel, whole or not at all."""
+    settings.wheelhouse_dir.mkdir(parents=True, exist_ok=True)
+    place = settings.wheelhouse_dir / f"{manifest.wheel_file}.json"
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
+    part.write_text(manifest.to_json(), encoding="utf-8")
+    part.replace(place)

@@ -1,0 +1,280 @@
+"""The graph of sagewheels, one task a step:
+
+    auto -> stack -> fetch -> (verify | build -> upload) -> smoke
+
+Every task runs alone, can be repeated, and can be killed at any moment. Flags beat the environment, which beats .env.
+"""
+
+from __future__ import annotations
+
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.tasks import task
+
+from sagewheels import run
+
+_HELP = {
+    "arch": "compute capabilities, such as 12.0 or '8.9;12.0' (TORCH_CUDA_ARCH_LIST; default: this machine's GPUs)",
+    "python": "the interpreter to install into (PYTHON_BIN; default: the active environment, else python3)",
+    "store": "hf://datasets/owner/name@branch/folder, or a directory (SAGE_STORE; default: HF_REPO_ID)",
+    "manifest": "build manifest: a name in manifests/ or the path of a .toml (SAGE_MANIFEST)",
+    "dry_run": "print the plan with the reason for each step, change nothing",
+    "wheel": "a wheel of the wheelhouse (default: the best fit there)",
+    "force": "compile even when the wheelhouse has this build key",
+    "rebuild": "compile even when a wheel fits",
+    "all": "also the wheelhouse and the logs",
+}
+
+
+def _flags(*names: str) -> dict[str, str]:
+    return {name: _HELP[name] for name in names}
+
+
+@task(default=True, help=_flags("arch", "python", "store", "manifest", "dry_run", "rebuild"))
+def auto(
+    c: Context,
+    arch: str | None = None,
+    python: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    dry_run: bool = False,
+    rebuild: bool = False,
+) -> None:
+    """Make this machine run proven attention: stack, fetch, (verify | build, upload), smoke.
+
+    Example: invoke auto --python ~/ComfyUI/venv/bin/python
+    """
+    from sagewheels import auto as graph
+
+    with run.job(arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+        graph.auto(job, rebuild=rebuild)
+
+
+@task(help=_flags("arch", "python", "store", "manifest", "dry_run"))
+def install(
+    c: Context,
+    arch: str | None = None,
+    python: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """The same without a compiler: stack, fetch, verify, smoke; exit 3 when the store has nothing.
+
+    Example: invoke install --store /mnt/usb/wheels
+    """
+    from sagewheels import auto as graph
+
+    with run.job(arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+        graph.install(job)
+
+
+@task(help=_flags("arch", "python", "store", "manifest", "dry_run"))
+def stack(
+    c: Context,
+    arch: str | None = None,
+    python: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """1. A CUDA PyTorch and Triton that suit GPU and driver; what is good is kept.
+
+    Example: invoke stack --dry-run
+    """
+    from sagewheels import steps
+
+    with run.job(arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+        steps.do_stack(job)
+
+
+@task(help=_flags("arch", "python", "store", "manifest", "dry_run"))
+def fetch(
+    c: Context,
+    arch: str | None = None,
+    python: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """2. The best wheel of your store into the wheelhouse, or why none fits (exit 3).
+
+    Example: invoke fetch --arch 12.0
+    """
+    from sagewheels import steps
+
+    with run.job(arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+        steps.do_fetch(job)
+
+
+@task(help=_flags("arch", "python", "manifest", "wheel", "dry_run"))
+def verify(
+    c: Context,
+    arch: str | None = None,
+    python: str | None = None,
+    manifest: str | None = None,
+    wheel: str = "",
+    dry_run: bool = False,
+) -> None:
+    """3a. Check a wheel of the wheelhouse against its manifest and this machine, then install it (exit 4: refused).
+
+    Example: invoke verify
+    """
+    from sagewheels import steps
+
+    with run.job(arch=arch, python=python, manifest=manifest, dry_run=dry_run) as job:
+        steps.do_verify(job, steps.choose(job, wheel))
+
+
+@task(help=_flags("arch", "python", "manifest", "force", "dry_run"))
+def build(
+    c: Context,
+    arch: str | None = None,
+    python: str | None = None,
+    manifest: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """3b. Compile the pinned source with its patches into the wheelhouse; needs no GPU.
+
+    Example: invoke build --arch 12.0
+    """
+    from sagewheels import steps
+
+    with run.job(arch=arch, python=python, manifest=manifest, dry_run=dry_run) as job:
+        steps.do_build(job, force=force)
+
+
+@task(aliases=["publish"], help=_flags("arch", "python", "store", "manifest", "wheel", "dry_run"))
+def upload(
+    c: Context,
+    arch: str | None = None,
+    python: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    wheel: str = "",
+    dry_run: bool = False,
+) -> None:
+    """3c. Publish a wheel of the wheelhouse and its manifest in one commit.
+
+    Example: HF_TOKEN=... invoke upload
+    """
+    from sagewheels import steps
+
+    with run.job(arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+        steps.do_upload(job, steps.choose(job, wheel), asked=True)
+
+
+@task(help=_flags("python", "store", "manifest", "dry_run"))
+def smoke(
+    c: Context, python: str | None = None, store: str | None = None, manifest: str | None = None, dry_run: bool = False
+) -> None:
+    """4. Run the installed kernels on every GPU against a reference; put the machine back if they are wrong (exit 6).
+
+    Example: invoke smoke
+    """
+    from sagewheels import steps
+
+    with run.job(python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+        steps.do_smoke(job)
+
+
+@task(name="init-hf", help=_flags("store", "dry_run"))
+def init_hf(c: Context, store: str | None = None, dry_run: bool = False) -> None:
+    """Create and check your Hub repository: token's rights, card, index.
+
+    Example: HF_TOKEN=... HF_REPO_ID=me/wheels invoke init-hf
+    """
+    from sagewheels import steps
+
+    with run.job(store=store, dry_run=dry_run, locked=False) as job:
+        steps.do_init(job)
+
+
+@task(name="list", help=_flags("arch", "python", "store", "manifest"))
+def list_(
+    c: Context,
+    arch: str | None = None,
+    python: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+) -> None:
+    """What your store holds, and for each wheel whether it fits this machine or why not.
+
+    Example: invoke list --store /mnt/usb/wheels
+    """
+    from sagewheels import listing
+
+    with run.job(arch=arch, python=python, store=store, manifest=manifest, locked=False) as job:
+        listing.show(job)
+
+
+@task(help=_flags("arch", "python", "store", "manifest"))
+def doctor(
+    c: Context,
+    arch: str | None = None,
+    python: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+) -> None:
+    """One screen of checks, each with its remedy; exit 2 when one of them would stop auto.
+
+    Example: invoke doctor
+    """
+    from sagewheels import doctor as checks
+
+    with run.job(arch=arch, python=python, store=store, manifest=manifest, locked=False) as job:
+        checks.show(job)
+
+
+@task
+def demo(c: Context) -> None:
+    """The whole graph on a small kernel of our own: own environment, directory store, first a build, then a fetch.
+
+    Example: invoke demo
+    """
+    from sagewheels import demo as tour
+
+    with run.job(locked=False) as job:
+        tour.take(job.settings)
+
+
+@task(help=_flags("all", "dry_run"))
+def clean(c: Context, all: bool = False, dry_run: bool = False) -> None:
+    """Remove what can be made again: sources, toolkit, build tools; the way back stays.
+
+    Example: invoke clean --all --dry-run
+    """
+    from sagewheels import cleaning
+
+    with run.job(dry_run=dry_run) as job:
+        cleaning.clean(job.settings, everything=all, dry_run=dry_run)
+
+
+@task(help={"args": "what to hand to pytest, such as '-k match -x'"})
+def test(c: Context, args: str = "") -> None:
+    """Linters and test suite in an environment of their own.
+
+    Example: invoke test --args '-k match'
+    """
+    from sagewheels import quality
+
+    with run.job(locked=False) as job:
+        quality.test(job.settings, args)
+
+
+@task
+def lint(c: Context) -> None:
+    """ruff, mypy --strict and shellcheck, in the environment of the tests.
+
+    Example: invoke lint
+    """
+    from sagewheels import quality
+
+    with run.job(locked=False) as job:
+        quality.lint(job.settings)
+
+
+namespace = Collection(
+    auto, install, stack, fetch, verify, build, upload, smoke, init_hf, list_, doctor, demo, clean, test, lint
+)
