@@ -5,11 +5,13 @@ Import it before anything that imports huggingface_hub, which reads its environm
 
 from __future__ import annotations
 
+import atexit
 import base64
 import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -19,7 +21,9 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 # The loopback Hub speaks LFS, not xet, and no token or cache of this user may play a part.
-os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HOME=tempfile.mkdtemp(prefix="hf-home-"))
+_home = tempfile.mkdtemp(prefix="hf-home-")
+atexit.register(shutil.rmtree, _home, ignore_errors=True)
+os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HOME=_home)
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
     os.environ.pop(_name, None)
 
