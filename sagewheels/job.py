@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -57,7 +58,11 @@ class Job:
     def archs(self) -> tuple[Arch, ...]:
         """What to build and look for: TORCH_CUDA_ARCH_LIST, else the GPUs', else 12.0."""
         if self.settings.torch_cuda_arch_list:
-            return arch.parse_list(self.settings.torch_cuda_arch_list)
+            asked = arch.parse_list(self.settings.torch_cuda_arch_list)
+            # Images set `9.0a`: the manifest knows best which cubin an arch needs, so only its number is kept.
+            known = [one for one in asked if one.plain in self.recipe.archs]
+            self.recipe.rules(known)
+            return tuple(sorted({replace(one, suffix="") for one in asked}))
         return self.host.archs or (arch.parse(DEFAULT_ARCH),)
 
     @cached_property
@@ -95,6 +100,7 @@ class Job:
             cuda=torch.cuda if torch else "",
             archs=tuple(sorted(archs)),
             glibc=self.host.glibc,
+            patches=frozenset(patch.file for patch in self.recipe.patches),
             allow_unknown=self.settings.allow_unsafe_wheel,
         )
 

@@ -17,7 +17,7 @@ from sagewheels.manifest import WheelManifest
 class Wanted:
     """The facts that decide: the package, the target's tags and stack, the GPUs' archs.
 
-    `version` empty means any; `allow_unknown` accepts a manifest that leaves facts out, never one that contradicts.
+    `version` empty means any; `patches` are the names of the series; `allow_unknown` accepts a manifest that leaves facts out, never one that contradicts.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Wanted:
     cuda: str
     archs: tuple[Arch, ...]
     glibc: str
+    patches: frozenset[str] = frozenset()
     allow_unknown: bool = False
 
 
@@ -53,6 +54,7 @@ def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
         *_cuda(candidate, wanted, unknown),
         *_archs(candidate, wanted, unknown),
         *_glibc(candidate, wanted),
+        *_patches(candidate, wanted),
     ]
     if not candidate.wheel_sha256:
         unknown.append("its manifest has no sha256")
@@ -138,6 +140,16 @@ def _uncovered(have: Sequence[Arch], wanted: Sequence[Arch]) -> tuple[Arch, ...]
 def _glibc(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
     if candidate.glibc and wanted.glibc and _release(candidate.glibc) > _release(wanted.glibc):
         yield f"it needs glibc {candidate.glibc}, this machine has {wanted.glibc}"
+
+
+def _patches(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
+    """A proven wheel computes what it should, whatever it was built with; an unproven one must have every mend."""
+    listed = candidate.data.get("patches")
+    if candidate.proofs or not isinstance(listed, list):
+        return
+    missing = wanted.patches - {item.get("name") for item in listed if isinstance(item, dict)}
+    if missing:
+        yield f"it was built without {', '.join(sorted(missing))}, and nothing has proven it"
 
 
 @lru_cache(maxsize=4096)

@@ -204,8 +204,8 @@ def show(gpu: Mapping[str, Any], recipe: Recipe) -> None:
     columns = ("head_dim", "dtype", "mask", "cases", "worst cosine", "worst rel. L2", "verdict")
     ui.table(f"GPU {gpu['index']}, {gpu['name']}, arch {gpu['arch']}, against float32", columns, rows)
     if gpu["timed"]:
-        columns = ("batch x heads x length x head_dim", "ms", "SDPA ms", "faster", "cosine to SDPA", "verdict")
-        ui.table("bfloat16, not causal, median of 7", columns, [_timed(one, recipe) for one in gpu["timed"]])
+        against = ("batch x heads x length x head_dim", "ms", "SDPA ms", "faster", "cosine to SDPA", "verdict")
+        ui.table("bfloat16, not causal, median of 7", against, [_timed(one, recipe) for one in gpu["timed"]])
     mine = [kernel for kernel in gpu.get("kernels", ()) if not kernel.startswith(("void at::", "Mem"))]
     if mine:
         ui.say("smoke", f"kernels seen: {', '.join(kernel[:60] for kernel in mine)}")

@@ -137,11 +137,13 @@ class DirectoryStore:
 
     def rights(self) -> str:
         """Who may do what here, in one line. Raises StoreError when this user cannot write."""
-        if not self._root.is_dir():
-            raise StoreError(f"{self.label} is not a folder", "Make it, or name another with SAGE_STORE")
-        if not os.access(self._root, os.W_OK | os.X_OK):
-            raise _explained(PermissionError(errno.EACCES, ""), self._root)
-        return f"this user may write to {self.label}"
+        place = next(path for path in (self._root, *self._root.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise StoreError(f"{place} is not a folder", "Name another with SAGE_STORE")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise _explained(PermissionError(errno.EACCES, ""), place)
+        made = "" if self._root.is_dir() else ", which the first upload makes"
+        return f"this user may write to {self.label}{made}"
 
     def _write(self, files: Mapping[str, bytes | Path], message: str) -> None:
         """Everything is on the disk before the first rename, so that a full disk changes nothing."""
