@@ -254,8 +254,7 @@ def _compile(settings: Settings, plan: Plan, tree: Checkout, key: str, out: Path
         with proc.stream(argv, log=stream, env=env, cwd=tree.folder) as process:
             while process.poll() is None:
                 done = len(_UNIT_DONE.findall(log.read_text(encoding="utf-8", errors="replace")))
-                now = ", ".join(_compiling(process.pid)) or "linking" if done else "starting"
-                shown.update(f"{min(done, plan.units)}/{plan.units} units, {now}")
+                shown.update(f"{min(done, plan.units)}/{plan.units} units, {_now(process.pid) or 'preparing'}")
                 _wait(process, 1.0)
     if process.returncode:
         what = f"the compile failed ({proc.ending(process.returncode)}): {matters(log)}"
@@ -267,6 +266,13 @@ def _wait(process: Any, seconds: float) -> None:
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
+
+
+def _now(session: int) -> str:
+    """What is compiling, shortly."""
+    names = list(_compiling(session))
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
 
 
 def _compiling(session: int) -> Iterator[str]:

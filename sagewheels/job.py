@@ -59,9 +59,7 @@ class Job:
         """What to build and look for: TORCH_CUDA_ARCH_LIST, else the GPUs', else 12.0."""
         if self.settings.torch_cuda_arch_list:
             asked = arch.parse_list(self.settings.torch_cuda_arch_list)
-            # Images set `9.0a`: the manifest knows best which cubin an arch needs, so only its number is kept.
-            known = [one for one in asked if one.plain in self.recipe.archs]
-            self.recipe.rules(known)
+            # Images set `9.0a`: the manifest knows which cubin an arch needs, so only the number is kept.
             return tuple(sorted({replace(one, suffix="") for one in asked}))
         return self.host.archs or (arch.parse(DEFAULT_ARCH),)
 

@@ -80,18 +80,15 @@ class Recipe:
     smoke: Mapping[str, Any] = field(repr=False)
 
     def rules(self, archs: Sequence[Arch]) -> list[ArchRule]:
-        """The rule of each arch; `9.0a` is another word for 9.0 where that is the cubin which the source makes.
+        """The rule of each arch; whether it takes a `90a` or a `90` cubin is for the source to say, not the user.
 
         Raises UsageError for an arch that this source does not know.
         """
-        unknown = [str(one) for one in archs if not self._knows(one)]
+        unknown = [str(one) for one in archs if one.plain not in self.archs]
         if unknown:
             known = ", ".join(map(str, self.archs))
             raise UsageError(f"{self.name} {self.version} has no kernels for {', '.join(unknown)}", f"It knows {known}")
         return [self.archs[one.plain] for one in archs]
-
-    def _knows(self, one: Arch) -> bool:
-        return one.plain in self.archs and one.suffix in ("", self.archs[one.plain].cubin.suffix)
 
     def nvcc(self, cuda: str) -> tuple[str, ...]:
         """The flags for an nvcc of this CUDA version: those for all, and those that it is new enough for."""
