@@ -1,0 +1,317 @@
+"""Which wheel fits: every reason in its exact words, and which of those that fit comes first."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from packaging import tags
+
+from sagewheels import arch
+from sagewheels.manifest import WheelManifest, parse
+from sagewheels.match import Verdict, Wanted, judge, rank
+
+
+def python(version: tuple[int, int], *abis: str) -> frozenset[str]:
+    """The tags of a CPython on Linux with glibc 2.39, as packaging lists them."""
+    places = ["manylinux_2_39_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x86_64", "linux_x86_64"]
+    own = tags.cpython_tags(python_version=version, abis=abis, platforms=places)
+    return frozenset(map(str, [*own, *tags.compatible_tags(python_version=version, platforms=places)]))
+
+
+HERE = Wanted(
+    name="sageattention",
+    version="2.2.0",
+    tags=python((3, 12), "cp312"),
+    torch="2.11.0",
+    cuda="13.0",
+    archs=arch.parse_list("12.0"),
+    glibc="2.39",
+)
+
+
+def wheel(
+    *, file: str = "sageattention-2.2.0+cu130torch2.11sm120-cp312-cp312-linux_x86_64.whl", **changed: Any
+) -> WheelManifest:
+    """A manifest that fits HERE, apart from what is changed; None leaves a key out."""
+    data: dict[str, Any] = {
+        "wheel_file": file,
+        "wheel_sha256": "ab" * 32,
+        "torch_version": "2.11.0+cu130",
+        "cuda_version": "13.0",
+        "archs": ["12.0"],
+        "glibc": "2.34",
+        "created_at_utc": "2026-01-01T00:00:00Z",
+        **changed,
+    }
+    return parse(data, "test")
+
+
+def reasons(candidate: WheelManifest, **changed: Any) -> tuple[str, ...]:
+    verdict = judge(candidate, replace(HERE, **changed))
+    assert verdict.fits is (verdict.reasons == ())
+    assert verdict.candidate is candidate
+    return verdict.reasons
+
+
+def archs(text: str) -> list[str]:
+    return text.split(";")
+
+
+def test_a_wheel_that_fits_has_no_reason_against_it() -> None:
+    assert reasons(wheel()) == ()
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reason"),
+    [
+        (wheel(file="sagedemo-2.2.0-cp312-cp312-linux_x86_64.whl"), "it is sagedemo, not sageattention"),
+        (
+            wheel(file="sageattention-1.0.6+cu130-cp312-cp312-linux_x86_64.whl"),
+            "it is version 1.0.6, 2.2.0 is expected",
+        ),
+        (
+            wheel(file="sageattention-2.2.0-cp313-cp313-linux_x86_64.whl"),
+            "its wheel tag cp313-cp313-linux_x86_64 does not suit the target (cp312-cp312-linux_x86_64)",
+        ),
+        (
+            wheel(file="sageattention-2.2.0-cp312-cp312-linux_aarch64.whl"),
+            "its wheel tag cp312-cp312-linux_aarch64 does not suit the target (cp312-cp312-linux_x86_64)",
+        ),
+        (
+            wheel(file="sageattention-2.2.0-cp312-cp312-win_amd64.whl"),
+            "its wheel tag cp312-cp312-win_amd64 does not suit the target (cp312-cp312-linux_x86_64)",
+        ),
+        (wheel(torch_version="2.10.0+cu130"), "it was built for torch 2.10.0, the target has 2.11.0"),
+        (wheel(torch_version="2.11.1"), "it was built for torch 2.11.1, the target has 2.11.0"),
+        (wheel(torch_version="2.11.0a0+git12"), "it was built for torch 2.11.0a0, the target has 2.11.0"),
+        (wheel(torch_version="my own"), "it was built for torch my own, the target has 2.11.0"),
+        (wheel(torch_version=None), "its manifest does not say which torch it was built for"),
+        (wheel(cuda_version="12.8"), "it was built for CUDA 12.8, the target's torch has CUDA 13.0"),
+        (
+            wheel(file="sageattention-2.2.0-cp312-cp312-linux_x86_64.whl", cuda_version=None, torch_version="2.11.0"),
+            "its manifest does not say which CUDA it was built for",
+        ),
+        (wheel(archs=["8.9"]), "it holds code for 8.9, which does not run on 12.0"),
+        (wheel(archs=None), "its manifest does not say for which archs it was built"),
+        (wheel(glibc="2.41"), "it needs glibc 2.41, this machine has 2.39"),
+        (wheel(wheel_sha256=None), "its manifest has no sha256"),
+    ],
+)
+def test_every_reason_in_its_words(candidate: WheelManifest, reason: str) -> None:
+    assert reasons(candidate) == (reason,)
+
+
+def test_a_target_without_torch_or_cuda_is_named() -> None:
+    assert reasons(wheel(), torch="") == ("it was built for torch 2.11.0, the target has no torch",)
+    assert reasons(wheel(), cuda="") == ("it was built for CUDA 13.0, the target's torch has no CUDA",)
+
+
+def test_all_reasons_are_given_in_one_order_with_the_unknown_last() -> None:
+    odd = wheel(
+        file="other-1.0-cp39-cp39-linux_x86_64.whl",
+        torch_version="2.8.0",
+        cuda_version="12.8",
+        archs=["8.0", "8.6"],
+        glibc="2.40",
+        wheel_sha256=None,
+    )
+    assert reasons(odd) == (
+        "it is other, not sageattention",
+        "it is version 1.0, 2.2.0 is expected",
+        "its wheel tag cp39-cp39-linux_x86_64 does not suit the target (cp312-cp312-linux_x86_64)",
+        "it was built for torch 2.8.0, the target has 2.11.0",
+        "it was built for CUDA 12.8, the target's torch has CUDA 13.0",
+        "it holds code for 8.0, 8.6, which does not run on 12.0",
+        "it needs glibc 2.40, this machine has 2.39",
+        "its manifest has no sha256",
+    )
+
+
+@pytest.mark.parametrize(
+    ("have", "gpus", "missing"),
+    [
+        ("8.0", "8.0", ""),
+        ("8.0", "8.6", ""),
+        ("8.0", "8.9", ""),
+        ("8.0", "9.0", "9.0"),
+        ("8.6", "8.0", "8.0"),
+        ("8.9", "8.6", "8.6"),
+        ("9.0a", "9.0", ""),
+        ("9.0a", "10.0", "10.0"),
+        ("12.0", "12.1", ""),
+        ("12.0a", "12.1", "12.1"),
+        ("8.0+PTX", "8.9", ""),
+        ("9.0+PTX", "12.0", "12.0"),
+        ("8.9;12.0", "8.9;12.0", ""),
+        ("12.0", "8.9;12.0", "8.9"),
+        ("8.0", "9.0;12.0", "9.0, 12.0"),
+        ("8.0;9.0a;12.0", "8.6;9.0;12.0", ""),
+    ],
+)
+def test_every_gpu_of_the_machine_needs_code_that_runs_on_it(have: str, gpus: str, missing: str) -> None:
+    found = reasons(wheel(archs=archs(have)), archs=arch.parse_list(gpus))
+    words = f"it holds code for {have.replace(';', ', ')}, which does not run on {missing}"
+    assert found == ((words,) if missing else ())
+
+
+@pytest.mark.parametrize(
+    ("tag", "version", "abi", "fits"),
+    [
+        ("cp312-cp312-linux_x86_64", (3, 12), "cp312", True),
+        ("cp312-cp312-manylinux_2_28_x86_64", (3, 12), "cp312", True),
+        ("cp312-cp312-manylinux_2_17_x86_64.manylinux2014_x86_64", (3, 12), "cp312", True),
+        ("cp312-cp312-manylinux_2_40_x86_64", (3, 12), "cp312", False),
+        ("cp310-abi3-linux_x86_64", (3, 12), "cp312", True),
+        ("cp39-abi3-linux_x86_64", (3, 13), "cp313", True),
+        ("cp313-abi3-linux_x86_64", (3, 12), "cp312", False),
+        ("py3-none-any", (3, 12), "cp312", True),
+        ("py3-none-linux_x86_64", (3, 12), "cp312", True),
+        ("py2.py3-none-any", (3, 12), "cp312", True),
+        ("py2-none-any", (3, 12), "cp312", False),
+        ("cp311-none-any", (3, 12), "cp312", False),
+        ("cp311.cp312-cp311.cp312-linux_x86_64", (3, 12), "cp312", True),
+        ("cp313-cp313t-linux_x86_64", (3, 13), "cp313t", True),
+        ("cp313-cp313-linux_x86_64", (3, 13), "cp313t", False),
+        ("cp313-cp313t-linux_x86_64", (3, 13), "cp313", False),
+        ("cp310-abi3-linux_x86_64", (3, 13), "cp313t", False),
+        ("py3-none-any", (3, 13), "cp313t", True),
+    ],
+)
+def test_the_wheel_tag_suits_the_target(tag: str, version: tuple[int, int], abi: str, *, fits: bool) -> None:
+    found = reasons(wheel(file=f"sageattention-2.2.0-{tag}.whl"), tags=python(version, abi))
+    native = f"cp{version[0]}{version[1]}-{abi}-linux_x86_64"
+    assert found == (() if fits else (f"its wheel tag {tag} does not suit the target ({native})",))
+
+
+@pytest.mark.parametrize(
+    ("needs", "has", "fits"),
+    [
+        ("2.34", "2.34", True),
+        ("2.9", "2.36", True),
+        ("2.38", "2.36", False),
+        ("2.38", "", True),
+        ("", "2.36", True),
+        ("3.0", "2.39", False),
+        ("unknown", "2.36", True),
+    ],
+)
+def test_glibc_is_compared_by_number(needs: str, has: str, *, fits: bool) -> None:
+    assert reasons(wheel(glibc=needs), glibc=has) == (
+        () if fits else (f"it needs glibc {needs}, this machine has {has}",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("built_for", "target", "fits"),
+    [
+        ("2.11.0+cu130", "2.11.0", True),
+        ("2.11.0", "2.11.0+cu130", True),
+        ("2.11", "2.11.0", True),
+        ("2.11.0.dev20260101+cu130", "2.11.0.dev20260101", True),
+        ("2.11.0.dev20260101+cu130", "2.11.0", False),
+        ("2.11.0rc1", "2.11.0", False),
+        ("2.1.0", "2.11.0", False),
+        ("my own", "my own", True),
+    ],
+)
+def test_torch_is_the_very_same_release(built_for: str, target: str, *, fits: bool) -> None:
+    assert judge(wheel(torch_version=built_for), replace(HERE, torch=target)).fits is fits
+
+
+def test_cuda_is_the_same_major() -> None:
+    assert reasons(wheel(cuda_version="13.2")) == ()
+    assert reasons(wheel(cuda_version="12.8"), cuda="12.6") == ()
+
+
+def test_an_empty_version_takes_any_of_the_package() -> None:
+    newer = wheel(file="sageattention-3.0.0-cp312-cp312-linux_x86_64.whl")
+    assert reasons(newer, version="") == ()
+    assert reasons(newer) == ("it is version 3.0.0, 2.2.0 is expected",)
+
+
+def test_what_is_unknown_may_be_allowed_and_what_contradicts_may_not() -> None:
+    silent = parse({"wheel_file": "sageattention-2.2.0-cp312-cp312-linux_x86_64.whl"}, "test")
+    assert reasons(silent) == (
+        "its manifest does not say which torch it was built for",
+        "its manifest does not say which CUDA it was built for",
+        "its manifest does not say for which archs it was built",
+        "its manifest has no sha256",
+    )
+    assert reasons(silent, allow_unknown=True) == ()
+    wrong = wheel(archs=["8.9"], torch_version=None, wheel_sha256=None)
+    assert reasons(wrong, allow_unknown=True) == ("it holds code for 8.9, which does not run on 12.0",)
+
+
+def proof(gpu_arch: str) -> dict[str, str]:
+    return {"gpu": "a GPU", "arch": gpu_arch, "at_utc": "2026-01-02T00:00:00Z"}
+
+
+def test_the_best_comes_first() -> None:
+    """Each entry beats those below it, whatever the order in which the store lists them."""
+    old, new = "2025-01-01T00:00:00Z", "2026-06-01T00:00:00Z"
+    name = "sageattention-2.2.0+{}-cp312-cp312-linux_x86_64.whl"
+    best = [
+        wheel(file=name.format("a"), proofs=[proof("12.0")], created_at_utc=old, archs=["8.9", "12.0"]),
+        wheel(file=name.format("b"), proofs=[proof("8.9")], created_at_utc=new),
+        wheel(file=name.format("c"), proofs=[proof("8.9")], created_at_utc=old),
+        wheel(file=name.format("d"), created_at_utc=old),
+        wheel(file=name.format("e"), created_at_utc=new, archs=["8.9", "12.0"]),
+        wheel(file=name.format("g"), created_at_utc=old, archs=["8.9", "12.0"]),
+        wheel(file=name.format("f"), created_at_utc=old, archs=["8.9", "12.0"]),
+        wheel(file=name.format("h"), proofs=[proof("12.0")], created_at_utc=new, torch_version="2.10.0"),
+        wheel(file=name.format("i"), created_at_utc=new, torch_version="2.10.0"),
+    ]
+    for seed in range(10):
+        mixed = random.Random(seed).sample(best, len(best))
+        verdicts = rank(mixed, HERE)
+        assert [verdict.candidate.wheel_file for verdict in verdicts] == [one.wheel_file for one in best]
+        assert [verdict.fits for verdict in verdicts] == [True] * 7 + [False] * 2
+
+
+def test_a_wheel_for_the_arch_specific_cubin_counts_as_exactly_the_wanted_arch() -> None:
+    h200 = replace(HERE, archs=arch.parse_list("9.0"))
+    exact = wheel(file="sageattention-2.2.0+a-cp312-cp312-linux_x86_64.whl", archs=["9.0a"])
+    wide = wheel(file="sageattention-2.2.0+b-cp312-cp312-linux_x86_64.whl", archs=["8.0", "9.0a"])
+    assert [verdict.candidate for verdict in rank([wide, exact], h200)] == [exact, wide]
+
+
+def test_nothing_to_rank() -> None:
+    assert rank([], HERE) == []
+
+
+def test_a_verdict_cannot_be_both() -> None:
+    assert Verdict(candidate=wheel(), reasons=()).fits
+    assert not Verdict(candidate=wheel(), reasons=("why",)).fits
+
+
+def test_a_store_of_ten_thousand_wheels_is_ranked_rightly() -> None:
+    """One of them is proven here, five fit; everything else differs in torch, CUDA, Python or arch."""
+    name = "sageattention-2.2.0+cu{}torch{}sm{}.{}-cp3{}-cp3{}-linux_x86_64.whl"
+    torches = [f"2.{minor}.{patch}" for minor in range(6, 16) for patch in range(5)]
+    store = [
+        wheel(
+            file=name.format(cuda.replace(".", ""), torch, number, build, python_minor, python_minor),
+            torch_version=torch,
+            cuda_version=cuda,
+            archs=[f"{number[:-1]}.{number[-1]}"],
+            created_at_utc=f"2026-01-0{build}T00:00:00Z",
+        )
+        for torch in torches
+        for cuda in ("12.8", "13.0")
+        for number in ("80", "86", "89", "90", "120")
+        for python_minor in (10, 11, 12, 13)
+        for build in (1, 2, 3, 4, 5)
+    ]
+    assert len({one.wheel_file for one in store}) == len(store) == 10_000
+    chosen = "sageattention-2.2.0+cu130torch2.11.0sm120.2-cp312-cp312-linux_x86_64.whl"
+    store = [one.updated(proofs=[proof("12.0")]) if one.wheel_file == chosen else one for one in store]
+    verdicts = rank(store, HERE)
+    assert verdicts[0].candidate.wheel_file == chosen
+    assert [verdict.fits for verdict in verdicts] == [True] * 5 + [False] * 9_995
+    assert [verdict.candidate.created_at_utc[:10] for verdict in verdicts[1:5]] == [
+        f"2026-01-0{build}" for build in (5, 4, 3, 1)
+    ]
+    assert all(verdict.reasons for verdict in verdicts[5:])
