@@ -6,6 +6,13 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+_PIPE_WIDTH = 1000
+_STYLES = {"ok": "green", "note": "yellow", "bad": "bold red", "fits": "green", "WRONG": "bold red"}
 
 
 def say(topic: str, text: str) -> None:
@@ -19,12 +26,23 @@ def warn(topic: str, text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table that is as wide as its text, so that logs and pipes keep every character."""
-    grid = [list(columns), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[place]) for row in grid) for place in range(len(columns))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in grid]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    print("\n".join([title, *("  " + line for line in lines)]), flush=True)
+    """A table that fits a terminal; in logs and pipes a Markdown one, as wide as its text, so that nothing is cut."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    live = sys.stdout.isatty()
+    frame = box.SIMPLE_HEAD if live else box.MARKDOWN
+    grid = Table(title=Text(title), title_justify="left", title_style="bold", box=frame, show_edge=not live)
+    for column in columns:
+        grid.add_column(Text(column), overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    console = Console(width=None if live else _PIPE_WIDTH, highlight=False)
+    with console.capture() as drawn:
+        console.print(grid)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()), flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -41,34 +59,32 @@ def size(count: int) -> str:
 
 
 class Progress:
-    """A line that is rewritten on a terminal, and one plain line every `every` seconds elsewhere."""
+    """A line that changes in place on a terminal, and one plain line every `every` seconds elsewhere."""
 
-    def __init__(self, topic: str, every: float = 15.0) -> None:
-        self._topic, self._every = topic, every
+    def __init__(self, topic: str, every: float, live: Status | None) -> None:
+        self._topic, self._every, self._live = topic, every, live
         self._start = self._last = time.monotonic()
-        self._live = sys.stdout.isatty()
 
     def update(self, text: str) -> None:
-        """Shows `text` with the time that has passed; says nothing when the last line is too fresh."""
+        """Shows `text` with the time that has passed; in a log says nothing when the last line is too fresh."""
         now = time.monotonic()
         line = f"[{self._topic}] {text}, {duration(now - self._start)}"
         if self._live:
-            print(f"\r\x1b[K{line[:118]}", end="", flush=True)
+            from rich.text import Text
+
+            self._live.update(Text(line))
         elif now - self._last >= self._every:
             self._last = now
             print(line, flush=True)
-
-    def close(self) -> None:
-        """Clears the live line."""
-        if self._live:
-            print("\r\x1b[K", end="", flush=True)
 
 
 @contextmanager
 def progress(topic: str, every: float = 15.0) -> Iterator[Progress]:
     """A Progress that leaves a clean line behind, also when the work fails."""
-    shown = Progress(topic, every)
-    try:
-        yield shown
-    finally:
-        shown.close()
+    if not sys.stdout.isatty():
+        yield Progress(topic, every, None)
+        return
+    from rich.console import Console
+
+    with Console().status("") as live:
+        yield Progress(topic, every, live)
