@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import sagewheels
-from sagewheels import arch, installer, proc, source, toolkit, ui, wheel, wheelhouse
+from sagewheels import arch, installer, proc, source, stack, toolkit, ui, wheel, wheelhouse
 from sagewheels.arch import Arch
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed, SageError
@@ -369,6 +369,6 @@ def describe(settings: Settings, plan: Plan, tree: Checkout, key: str, found: wh
 
 
 def _index(version: str) -> str | None:
-    """The index that has this torch: the nightly one for development versions, else nothing to say."""
-    found = re.search(r"\.dev\d+\+(cu\d+)$", version)
-    return f"https://download.pytorch.org/whl/nightly/{found[1]}" if found else None
+    """PyTorch's own index that has this very torch, by its local version; None where it has none."""
+    found = re.search(r"(\.dev\d+)?\+(cu\d+)$", version)
+    return stack.index_url(found[2], nightly=bool(found[1])) if found else None

@@ -36,7 +36,7 @@ _PATTERNS = {
 class Settings:
     """Every setting, checked; the field is the key in lower case. An empty string means: not set."""
 
-    sage_manifest: str = "sageattention-2.2.0"
+    sage_manifest: str = ""
     sage_version: str = "2.2.0"
     sage_source_repo: str = ""
     sage_source_ref: str = ""

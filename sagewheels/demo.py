@@ -55,7 +55,6 @@ def _machine(settings: Settings, root: Path, name: str) -> Settings:
         settings,
         sage_manifest="demo",
         sage_store=str(root / "store"),
-        sage_version="",
         python_bin=str(env / "bin" / "python"),
         torch_channel="pypi",
         torch_version=settings.torch_version or (_TORCH if new_enough else ""),

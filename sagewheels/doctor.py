@@ -95,7 +95,8 @@ def _compiler(job: Job) -> Iterator[Check]:
         )
         return
     try:
-        kit = toolkit.find(job.settings, job.target, job.recipe, job.recipe.rules(job.archs))
+        rules = job.recipe.rules(job.archs)
+        kit = toolkit.find(job.settings, job.target, job.recipe, rules, may_make=False)
     except SageError as error:
         # Only needed where nothing can be fetched.
         yield Check(what="toolkit", standing="note", found=error.what, remedy=error.remedy)

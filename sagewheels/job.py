@@ -35,8 +35,8 @@ class Job:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The build manifest."""
-        return recipe.load(self.settings.sage_manifest)
+        """The build manifest: SAGE_MANIFEST, else the one of SAGE_VERSION."""
+        return recipe.load(self.settings.sage_manifest or f"sageattention-{self.settings.sage_version}")
 
     @cached_property
     def host(self) -> Host:
@@ -90,9 +90,11 @@ class Job:
         """The facts that a wheel is matched against; `here` adds the GPUs of this machine, where it will run."""
         found, torch = self.target, self.target.torch
         archs = {one.plain for one in self.archs} | (set(self.host.archs) if here else set())
+        # SAGE_EXPECT_VERSION speaks of the package of SAGE_VERSION, not of whatever manifest was named.
+        expected = self.recipe.version == self.settings.sage_version
         return Wanted(
             name=self.recipe.name,
-            version=self.settings.sage_expect_version if self.is_default_package else self.recipe.version,
+            version=self.settings.sage_expect_version if expected else self.recipe.version,
             tags=frozenset(found.tags),
             torch=torch.public if torch else "",
             cuda=torch.cuda if torch else "",
@@ -101,11 +103,6 @@ class Job:
             patches=frozenset(patch.file for patch in self.recipe.patches),
             allow_unknown=self.settings.allow_unsafe_wheel,
         )
-
-    @property
-    def is_default_package(self) -> bool:
-        """Whether SAGE_EXPECT_VERSION speaks of this manifest's package."""
-        return self.recipe.version == self.settings.sage_version
 
     def in_wheelhouse(self) -> list[tuple[Path, WheelManifest]]:
         """Wheels of the wheelhouse that fit this machine, best first."""

@@ -17,7 +17,8 @@ from sagewheels.manifest import WheelManifest
 class Wanted:
     """The facts that decide: the package, the target's tags and stack, the GPUs' archs.
 
-    `version` empty means any; `patches` are the names of the series; `allow_unknown` accepts a manifest that leaves facts out, never one that contradicts.
+    `version` empty means any; `patches` are the names of the series; `allow_unknown` accepts a manifest that leaves
+    facts out, never one that contradicts.
     """
 
     name: str

@@ -141,12 +141,12 @@ def attempts(found: Target, need: Need, settings: Settings, proven: Sequence[Whe
         return
     if not settings.torch_version:
         for wheel in proven:
-            yield _as_proven(found, wheel)
+            yield from _as_proven(found, wheel)
     kind, reason = variant(need, settings)
     channels = {"nightly": ("nightly", "stable", "pypi"), "stable": ("stable", "pypi"), "pypi": ("pypi",)}
     for channel in channels[settings.torch_channel]:
         why = f"channel {channel}" if channel == "pypi" else f"channel {channel}, {kind} by {reason}"
-        url = {"nightly": f"{_INDEX}/nightly/{kind}", "stable": f"{_INDEX}/{kind}", "pypi": ""}[channel]
+        url = "" if channel == "pypi" else index_url(kind, nightly=channel == _NIGHTLY)
         if channel == settings.torch_channel and settings.torch_index_url:
             url, why = settings.torch_index_url, "TORCH_INDEX_URL"
         yield Attempt(
@@ -157,16 +157,21 @@ def attempts(found: Target, need: Need, settings: Settings, proven: Sequence[Whe
         )
 
 
-def _as_proven(found: Target, wheel: WheelManifest) -> Attempt:
-    """Exactly the stack that a proven wheel was built with."""
+def index_url(kind: str, *, nightly: bool) -> str:
+    """PyTorch's own index for a CUDA variant such as cu128."""
+    return f"{_INDEX}/nightly/{kind}" if nightly else f"{_INDEX}/{kind}"
+
+
+def _as_proven(found: Target, wheel: WheelManifest) -> Iterator[Attempt]:
+    """Exactly the stack that a proven wheel was built with: from its own index, then from the default one."""
     wanted = [f"torch=={wheel.torch}"]
     for name in ("torchvision", "torchaudio"):
         version = wheel.data.get(f"{name}_version")
         if version and name in found.versions:
             wanted.append(f"{name}=={version.partition('+')[0]}")
-    index = wheel.data.get("torch_index_url") or ""
     why = f"the store holds {wheel.wheel_file}, proven with it"
-    return Attempt(requirements=tuple(wanted), index_url=index, prerelease="dev" in wheel.torch, why=why)
+    for index in dict.fromkeys((wheel.data.get("torch_index_url") or "", "")):
+        yield Attempt(requirements=tuple(wanted), index_url=index, prerelease="dev" in wheel.torch, why=why)
 
 
 def _requirements(found: Target, need: Need, settings: Settings, channel: str) -> tuple[str, ...]:

@@ -40,7 +40,9 @@ class Toolkit:
     compiler: str
 
 
-def find(settings: Settings, found: Target, recipe: Recipe, rules: Sequence[ArchRule]) -> Toolkit:
+def find(
+    settings: Settings, found: Target, recipe: Recipe, rules: Sequence[ArchRule], *, may_make: bool = True
+) -> Toolkit:
     """The first toolkit that compiles for the target; made under WORK_DIR where none does and torch is CUDA 13+.
 
     Raises UsageError with every toolkit that was tried, what was wrong with it, and the remedy.
@@ -57,6 +59,8 @@ def find(settings: Settings, found: Target, recipe: Recipe, rules: Sequence[Arch
         ui.say("toolkit", f"not {tried[-1]}")
     if int(torch.cuda.split(".")[0]) < _FIRST_MAJOR_ON_INDEX:
         raise UsageError(_none(torch, tried), f"Install the CUDA {torch.cuda} toolkit, or set CUDA_HOME")
+    if not may_make:
+        raise UsageError(_none(torch, tried), "A build makes one from the package index first")
     home = make(settings, found, torch)
     problem = try_out(settings, home, found, recipe, rules)
     if problem:

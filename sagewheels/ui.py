@@ -55,7 +55,10 @@ def duration(seconds: float) -> str:
 
 def size(count: int) -> str:
     """Bytes in the unit that people read: `16.4 MB`."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if count >= unit / 10:
+            return f"{count / unit:.1f} {name}"
+    return f"{count / 1e3:.1f} kB"
 
 
 class Progress:

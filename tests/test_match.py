@@ -109,6 +109,33 @@ def test_a_target_without_torch_or_cuda_is_named() -> None:
     assert reasons(wheel(), cuda="") == ("it was built for CUDA 13.0, the target's torch has no CUDA",)
 
 
+SERIES = frozenset({"0001-a.patch", "0002-b.patch"})
+WITH_ONE = [{"name": "0001-a.patch", "sha256": "ab" * 32}]
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"patches": [{"name": name} for name in SERIES]}, ()),
+        ({"patches": [{"name": "0003-other.patch"}, *WITH_ONE, {"name": "0002-b.patch"}]}, ()),
+        ({"patches": WITH_ONE}, ("it was built without 0002-b.patch, and nothing has proven it",)),
+        ({"patches": []}, ("it was built without 0001-a.patch, 0002-b.patch, and nothing has proven it",)),
+        ({"patches": [], "proofs": [{"gpu": "a GPU", "arch": "12.0"}]}, ()),
+        ({"patches": None}, ()),
+    ],
+)
+def test_an_unproven_wheel_needs_every_patch(changed: dict[str, Any], found: tuple[str, ...]) -> None:
+    assert reasons(wheel(**changed), patches=SERIES) == found
+    assert reasons(wheel(**changed)) == ()
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="match._patches puts whatever `name` is into a set")
+def test_patches_without_a_name_that_is_text_are_no_patches() -> None:
+    odd = wheel(patches=[{"name": ["0001-a.patch"]}, {"sha256": "ab" * 32}, "0002-b.patch"])
+    words = "it was built without 0001-a.patch, 0002-b.patch, and nothing has proven it"
+    assert reasons(odd, patches=SERIES) == (words,)
+
+
 def test_all_reasons_are_given_in_one_order_with_the_unknown_last() -> None:
     odd = wheel(
         file="other-1.0-cp39-cp39-linux_x86_64.whl",
@@ -143,7 +170,6 @@ def test_all_reasons_are_given_in_one_order_with_the_unknown_last() -> None:
         ("9.0a", "10.0", "10.0"),
         ("12.0", "12.1", ""),
         ("12.0a", "12.1", "12.1"),
-        ("8.0+PTX", "8.9", ""),
         ("9.0+PTX", "12.0", "12.0"),
         ("8.9;12.0", "8.9;12.0", ""),
         ("12.0", "8.9;12.0", "8.9"),
@@ -155,6 +181,17 @@ def test_every_gpu_of_the_machine_needs_code_that_runs_on_it(have: str, gpus: st
     found = reasons(wheel(archs=archs(have)), archs=arch.parse_list(gpus))
     words = f"it holds code for {have.replace(';', ', ')}, which does not run on {missing}"
     assert found == ((words,) if missing else ())
+
+
+def test_a_compiler_that_was_asked_for_ptx_has_made_the_binary_too() -> None:
+    assert reasons(wheel(archs=None, target_arch="12.0+PTX")) == ()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="what `archs` lists as +PTX is PTX alone, which verify refuses, and match counts"
+)
+def test_ptx_alone_in_the_binaries_does_not_count() -> None:
+    assert reasons(wheel(archs=["8.9", "12.0+PTX"])) == ("it holds code for 8.9, 12.0+PTX, which does not run on 12.0",)
 
 
 @pytest.mark.parametrize(
