@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -139,15 +139,20 @@ def _text(data: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _archs(data: Mapping[str, Any], text: Mapping[str, str], where: str) -> tuple[Arch, ...]:
-    """The archs in the binaries (`archs`), else what the first installer asked its compiler for."""
+    """The archs of the cubins: what was found in the binaries (`archs`), else what the compiler was asked for.
+
+    `12.0+PTX` asks for both, and is listed as both; PTX alone runs nowhere without the driver's compiler.
+    """
     listed = data.get("archs")
     if listed is not None and not (isinstance(listed, list) and all(isinstance(item, str) for item in listed)):
         raise ManifestError(f"{where}: archs is not a list of text")
     words = ";".join(listed) if listed else text["target_arch"] or text["cudaarchs"]
     try:
-        return arch.parse_list(words) if words else ()
+        found = arch.parse_list(words) if words else ()
     except UsageError as error:
         raise ManifestError(f"{where}: {error.what}") from None
+    cubins = [one for one in found if not one.ptx] if listed else [replace(one, ptx=False) for one in found]
+    return tuple(dict.fromkeys(cubins))
 
 
 @lru_cache(maxsize=4096)

@@ -58,7 +58,7 @@ class Wheel:
 
     @property
     def archs(self) -> tuple[Arch, ...]:
-        """The archs that every extension with CUDA code has."""
+        """The archs, and PTX versions, that every extension with CUDA code has."""
         have = [set(item.archs) for item in self.extensions.values() if item.archs]
         return tuple(sorted(set.intersection(*have))) if have else ()
 
