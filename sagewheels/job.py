@@ -100,9 +100,16 @@ class Job:
             cuda=torch.cuda if torch else "",
             archs=tuple(sorted(archs)),
             glibc=self.host.glibc,
+            source=self.source,
             patches=frozenset(patch.file for patch in self.recipe.patches),
             allow_unknown=self.settings.allow_unsafe_wheel,
         )
+
+    @property
+    def source(self) -> str:
+        """What wheels must have been built from: the pinned commit, or the ref that the user asked for instead."""
+        asked, pinned = self.settings.sage_source_ref, self.recipe.source
+        return asked if asked and asked != pinned.ref else pinned.commit
 
     def in_wheelhouse(self) -> list[tuple[Path, WheelManifest]]:
         """Wheels of the wheelhouse that fit this machine, best first."""

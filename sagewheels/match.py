@@ -17,8 +17,8 @@ from sagewheels.manifest import WheelManifest
 class Wanted:
     """The facts that decide: the package, the target's tags and stack, the GPUs' archs.
 
-    `version` empty means any; `patches` are the names of the series; `allow_unknown` accepts a manifest that leaves
-    facts out, never one that contradicts.
+    `version` empty means any; `source` is the pinned commit, or the ref that was asked for instead of it; `patches`
+    are the names of the series; `allow_unknown` accepts a manifest that leaves facts out, never one that contradicts.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Wanted:
     cuda: str
     archs: tuple[Arch, ...]
     glibc: str
+    source: str = ""
     patches: frozenset[str] = frozenset()
     allow_unknown: bool = False
 
@@ -55,6 +56,7 @@ def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
         *_cuda(candidate, wanted, unknown),
         *_archs(candidate, wanted, unknown),
         *_glibc(candidate, wanted),
+        *_source(candidate, wanted),
         *_patches(candidate, wanted),
     ]
     if not candidate.wheel_sha256:
@@ -141,6 +143,13 @@ def _uncovered(have: Sequence[Arch], wanted: Sequence[Arch]) -> tuple[Arch, ...]
 def _glibc(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
     if candidate.glibc and wanted.glibc and _release(candidate.glibc) > _release(wanted.glibc):
         yield f"it needs glibc {candidate.glibc}, this machine has {wanted.glibc}"
+
+
+def _source(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
+    """The version is no identity: upstream's main and the forks report the same one. The commit is."""
+    made_from = [str(candidate.data.get(f"built_from_{key}") or "") for key in ("commit", "ref")]
+    if wanted.source and made_from[0] and wanted.source not in made_from:
+        yield f"it was built from {made_from[1] or 'commit'} {made_from[0][:12]}, {wanted.source[:12]} is asked for"
 
 
 def _patches(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:

@@ -193,13 +193,15 @@ def _remember(job: Job, state: dict[str, Any], outcome: smoke.Outcome) -> None:
 
 
 def circumstances(job: Job) -> dict[str, Any]:
-    """What a pass of smoke depends on besides the wheel: another driver, GPU or torch asks for a new one."""
+    """What a pass of smoke depends on besides the wheel, and what was asked for: a change asks for a new one."""
     torch = job.target.torch
     return {
         "gpus": [gpu.name for gpu in job.host.gpus],
         "driver": job.host.driver,
         "torch": torch.version if torch else "",
         "triton": job.target.versions.get("triton", ""),
+        "archs": [str(one) for one in job.archs],
+        "source": [job.recipe.file.stem, job.source],
     }
 
 

@@ -333,6 +333,15 @@ def pip(python: Path, *arguments: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def lend_pip(python: Path) -> None:
+    """Gives an environment the pip of the Python under it; where that has none, the test is skipped."""
+    argv = [Path(os.path.realpath(python)), "-I", "-c", "import pip; print(pip.__path__[0])"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("needs a Python with pip")
+    (site(python) / "pip").symlink_to(done.stdout.strip())
+
+
 def site(python: Path) -> Path:
     """The site-packages of an environment made by `venv`."""
     return next((python.parent.parent / "lib").glob("python3*/site-packages"))

@@ -12,53 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from sagewheels.errors import StoreError
 from sagewheels.store import Conflict, Snapshot
+from sagewheels.store.files import PART, arriving, checked, explained, forget, sweep, sync
 
-_LOCK, _REVISION, _PART = ".lock", ".revision", ".part-"
+_LOCK, _REVISION = ".lock", ".revision"
 _POINTERS = ("index.json", "latest.json")
-_STALE = 6 * 3600.0
-_REASONS = {
-    errno.EACCES: ("permission denied", "Ask for the right to use it, or choose another folder with SAGE_STORE"),
-    errno.EPERM: ("permission denied", "Ask for the right to use it, or choose another folder with SAGE_STORE"),
-    errno.EROFS: ("it is mounted read-only", "Mount it for writing, or choose another folder with SAGE_STORE"),
-    errno.ENOSPC: ("the disk is full", "Free some space and try again"),
-    errno.EDQUOT: ("the disk quota is used up", "Free some space and try again"),
-    errno.ENOTDIR: ("it is not a folder", "Name a folder with SAGE_STORE"),
-    errno.ENOLCK: ("the file system has no locks", "Mount it with locking, or publish to another store"),
-    errno.ENOTSUP: ("the file system has no locks", "Mount it with locking, or publish to another store"),
-}
-
-
-def checked(path: str) -> str:
-    """`path` itself. Raises StoreError for one that is absolute, hidden or leads out of the store."""
-    parts = path.split("/")
-    if "\\" in path or not path.isprintable() or any(not part or part.startswith(".") for part in parts):
-        raise StoreError(f"{path[:120]!r} is not the name of a file in a store", "Use a plain relative name")
-    return path
-
-
-@contextmanager
-def arriving(to: Path) -> Iterator[BinaryIO]:
-    """A file that becomes `to` when the block ends well, and disappears when it does not.
-
-    Raises StoreError when the folder cannot be written.
-    """
-    part = to.parent / f"{_PART}{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(to.parent, _STALE)
-        with part.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(to)
-    except OSError as error:
-        raise _explained(error, to) from None
-    finally:
-        _forget(part)
 
 
 class DirectoryStore:
@@ -81,7 +41,7 @@ class DirectoryStore:
             with self._lock(fcntl.LOCK_SH):
                 found = {name: self._bytes(name) for name in dict.fromkeys((*names, _REVISION, *_POINTERS))}
         except OSError as error:
-            raise _explained(error, self._root) from None
+            raise explained(error, self._root) from None
         files = {name: content for name in names if (content := found[name]) is not None}
         return Snapshot(revision=_digest(found), files=files)
 
@@ -90,7 +50,7 @@ class DirectoryStore:
         try:
             return sorted(self._walk(self._root))
         except OSError as error:
-            raise _explained(error, self._root) from None
+            raise explained(error, self._root) from None
 
     def download(self, path: str, to: Path, progress: Callable[[int, int], None] | None = None) -> None:
         """Copies one file to `to`. Raises StoreError when it is not there or cannot be copied."""
@@ -104,7 +64,7 @@ class DirectoryStore:
         except FileNotFoundError:
             raise StoreError(f"{path} is not in {self.label}", "Publish it again") from None
         except OSError as error:
-            raise _explained(error, self._root) from None
+            raise explained(error, self._root) from None
 
     def commit(self, parent: str, files: Mapping[str, bytes | Path], message: str) -> str:
         """Writes all files on top of `parent` and returns the new revision.
@@ -118,11 +78,11 @@ class DirectoryStore:
             with self._lock(fcntl.LOCK_EX):
                 if self._revision() != parent:
                     raise Conflict(f"{self.label} was changed by somebody else", "Try again")
-                _sweep(self._root, 0)
+                sweep(self._root, 0)
                 self._write({name: files[name] for name in names}, message)
                 return self._revision()
         except OSError as error:
-            raise _explained(error, self._root) from None
+            raise explained(error, self._root) from None
 
     def address(self, path: str) -> str:
         """The path of this file."""
@@ -133,7 +93,7 @@ class DirectoryStore:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _explained(error, self._root) from None
+            raise explained(error, self._root) from None
 
     def rights(self) -> str:
         """Who may do what here, in one line. Raises StoreError when this user cannot write."""
@@ -141,7 +101,7 @@ class DirectoryStore:
         if not place.is_dir():
             raise StoreError(f"{place} is not a folder", "Name another with SAGE_STORE")
         if not os.access(place, os.W_OK | os.X_OK):
-            raise _explained(PermissionError(errno.EACCES, ""), place)
+            raise explained(PermissionError(errno.EACCES, ""), place)
         made = "" if self._root.is_dir() else ", which the first upload makes"
         return f"this user may write to {self.label}{made}"
 
@@ -151,17 +111,17 @@ class DirectoryStore:
         revision = f"{secrets.token_hex(16)} {message}\n".encode()
         try:
             for name, content in {**files, _REVISION: revision}.items():
-                part = self._root / f"{_PART}{secrets.token_hex(8)}"
+                part = self._root / f"{PART}{secrets.token_hex(8)}"
                 parts[part] = name
                 _put(part, content)
             for part, name in parts.items():
                 target = self._root / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part.replace(target)
-            _sync(self._root)
+            sync(self._root)
         finally:
             for part in parts:
-                _forget(part)
+                forget(part)
 
     def _revision(self) -> str:
         return _digest({name: self._bytes(name) for name in (_REVISION, *_POINTERS)})
@@ -245,38 +205,3 @@ def _put(part: Path, content: bytes | Path) -> None:
             target.write(content)
         target.flush()
         os.fsync(target.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Makes renames durable, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
-
-
-def _sweep(folder: Path, age: float) -> None:
-    """Removes what killed transfers left behind, if it is `age` seconds old."""
-    for part in folder.glob(f"{_PART}*"):
-        try:
-            if time.time() - part.stat().st_mtime >= age:
-                part.unlink()
-        except OSError:
-            pass
-
-
-def _forget(part: Path) -> None:
-    try:
-        part.unlink(missing_ok=True)
-    except OSError:
-        pass
-
-
-def _explained(error: OSError, where: Path) -> StoreError:
-    # A folder in the way of a file, or a file in the way of a folder, has several codes.
-    code = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno
-    reason, remedy = _REASONS.get(code or 0, (error.strerror or str(error), "Check the folder and try again"))
-    return StoreError(f"{where} cannot be used: {reason}", remedy)
