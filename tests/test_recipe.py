@@ -1,0 +1,264 @@
+"""Build manifests: the shipped ones, what is asked of them, and errors that name file and key."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagewheels import arch, recipe
+from sagewheels.errors import UsageError
+from sagewheels.recipe import Recipe
+from sagewheels.resources import ROOT
+
+MANIFESTS = sorted((ROOT / "manifests").glob("*.toml"))
+
+DATA: dict[str, Any] = {
+    "schema": 1,
+    "name": "thing",
+    "version": "1.2.3",
+    "package": "thing",
+    "source": {"repo": "https://example.invalid/thing.git", "ref": "v1", "commit": "ab" * 20},
+    "build": {
+        "requires": ["setuptools"],
+        "nvcc_flags": ["-O3"],
+        "nvcc_flags_since": {"12.8": ["--compress-mode=size"], "13.0": ["--new"]},
+    },
+    "extension": {"_b": {"units": 3}, "_a": {"units": 2}},
+    "arch": {
+        "12.0": {"cubin": "12.0", "min_cuda": "12.8", "extensions": ["_a", "_b"], "kernel": "k"},
+        "9.0": {"cubin": "9.0a", "min_cuda": "12.3", "extensions": ["_a"], "kernel": "k"},
+    },
+    "smoke": {"call": "thing:attn", "min_cosine": 0.999, "max_relative_l2": 0.05},
+}
+MISSING = object()
+
+
+def data(key: str = "", value: object = MISSING) -> dict[str, Any]:
+    """DATA with the value at a `/`-separated key changed, or taken out."""
+    changed = copy.deepcopy(DATA)
+    if key:
+        *tables, last = key.split("/")
+        place = changed
+        for name in tables:
+            place = place[name]
+        if value is MISSING:
+            del place[last]
+        else:
+            place[last] = value
+    return changed
+
+
+def refused(key: str = "", value: object = MISSING) -> str:
+    with pytest.raises(UsageError) as caught:
+        recipe.parse(data(key, value), Path("thing.toml"))
+    return str(caught.value)
+
+
+def parsed(key: str = "", value: object = MISSING) -> Recipe:
+    return recipe.parse(data(key, value), Path("thing.toml"))
+
+
+def test_the_shipped_manifests() -> None:
+    assert [path.stem for path in MANIFESTS] == ["demo", "sageattention-2.2.0"]
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_a_shipped_manifest_is_whole(path: Path) -> None:
+    found = recipe.load(path.stem)
+    assert found == recipe.load(str(path))
+    assert found.file == path
+    supported = arch.parse_list("8.0 8.6 8.9 9.0 12.0")
+    assert tuple(found.archs) == supported, "in the order of their numbers"
+    used = {name for rule in found.archs.values() for name in rule.extensions}
+    assert used == set(found.units), "an extension that no arch needs"
+    for rule in found.rules(supported):
+        assert rule.cubin.runs_on(rule.arch)
+        assert found.nvcc(rule.min_cuda) is not None
+        assert rule.extensions and rule.kernel
+    call = {"call", "min_cosine", "max_relative_l2", "head_dims", "lengths", "dtypes", "layouts", "heads", "timed"}
+    assert set(found.smoke) >= call
+    for patch in found.patches:
+        assert hashlib.sha256(patch.path.read_bytes()).hexdigest() == patch.sha256
+    assert {patch.path for patch in found.patches} == set((ROOT / "patches" / path.stem).glob("*.patch"))
+
+
+def test_what_the_sageattention_manifest_pins() -> None:
+    found = recipe.load("sageattention-2.2.0")
+    assert (found.name, found.version, found.package) == ("sageattention", "2.2.0", "sageattention")
+    assert found.source.repo == "https://github.com/thu-ml/SageAttention.git"
+    assert (found.source.ref, found.source.commit) == ("v2.2.0", "eb615cf6cf4d221338033340ee2de1c37fbdba4a")
+    assert found.memory_per_unit == 2_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("archs", "extensions"),
+    [
+        ("8.0", ("_qattn_sm80", "_fused")),
+        ("8.6", ("_qattn_sm80", "_fused")),
+        ("8.9", ("_qattn_sm80", "_qattn_sm89", "_fused")),
+        ("9.0", ("_qattn_sm80", "_qattn_sm89", "_qattn_sm90", "_fused")),
+        ("12.0", ("_qattn_sm80", "_qattn_sm89", "_fused")),
+        ("12.0+PTX", ("_qattn_sm80", "_qattn_sm89", "_fused")),
+        ("8.0;12.0", ("_qattn_sm80", "_qattn_sm89", "_fused")),
+        ("8.0;9.0", ("_qattn_sm80", "_qattn_sm89", "_qattn_sm90", "_fused")),
+    ],
+)
+def test_the_extensions_that_archs_need(archs: str, extensions: tuple[str, ...]) -> None:
+    assert recipe.load("sageattention-2.2.0").extensions(arch.parse_list(archs)) == extensions
+
+
+def test_extensions_are_in_the_manifests_order() -> None:
+    assert parsed().extensions(arch.parse_list("12.0")) == ("_b", "_a")
+    assert parsed().extensions(arch.parse_list("9.0")) == ("_a",)
+
+
+def test_an_arch_has_its_rule() -> None:
+    (rule,) = parsed().rules(arch.parse_list("9.0"))
+    assert (str(rule.arch), str(rule.cubin), rule.min_cuda) == ("9.0", "9.0a", "12.3")
+    assert [str(rule.cubin) for rule in parsed().rules(arch.parse_list("12.0 9.0"))] == ["9.0a", "12.0"]
+
+
+@pytest.mark.parametrize(("archs", "named"), [("8.7", "8.7"), ("12.1 10.0", "10.0, 12.1"), ("12.0 7.5", "7.5")])
+def test_an_arch_that_the_source_does_not_know_is_refused(archs: str, named: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parsed().rules(arch.parse_list(archs))
+    assert str(caught.value) == f"thing 1.2.3 has no kernels for {named}. It knows 9.0, 12.0."
+
+
+@pytest.mark.parametrize(
+    ("cuda", "flags"),
+    [
+        ("12.0", ("-O3",)),
+        ("12.10", ("-O3", "--compress-mode=size")),
+        ("12.8", ("-O3", "--compress-mode=size")),
+        ("13.0", ("-O3", "--compress-mode=size", "--new")),
+    ],
+)
+def test_nvcc_gets_the_flags_that_it_is_new_enough_for(cuda: str, flags: tuple[str, ...]) -> None:
+    assert parsed().nvcc(cuda) == flags
+
+
+def test_what_may_be_left_out() -> None:
+    found = parsed()
+    left_out = (found.cxx_flags, found.link_flags, found.headers, found.patches, found.source.paths)
+    assert left_out == ((),) * 5
+    assert (found.environment, found.min_torch, found.memory_per_unit) == ({}, "", 2_000_000_000)
+    assert parsed("build/nvcc_flags_since").nvcc("13.0") == ("-O3",)
+    assert parsed("build/environment", {"A": "1"}).environment == {"A": "1"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("schema", 2, "thing.toml: schema 2 is not 1. Update sagewheels."),
+        ("schema", MISSING, "thing.toml: schema is missing."),
+        ("schema", "1", "thing.toml: schema must be int, not str."),
+        ("name", MISSING, "thing.toml: name is missing."),
+        ("name", "", "thing.toml: name is empty."),
+        ("version", 2.2, "thing.toml: version must be str, not float."),
+        ("typo", 1, "thing.toml: typo is not a key that build manifests have."),
+        ("patches", "0001.patch", "thing.toml: patches must be list, not str."),
+        ("patches", [1], "thing.toml: patches must be a list of text."),
+        ("source", MISSING, "thing.toml: source.repo: give either repo, ref and commit, or path."),
+        ("source", "https://example.invalid", "thing.toml: source must be dict, not str."),
+        ("source/path", "demo", "thing.toml: source.repo: give either repo, ref and commit, or path."),
+        ("source/commit", MISSING, "thing.toml: source.commit is missing."),
+        ("source/commit", "v2.2.0", "thing.toml: source.commit is not a full commit id of 40 hex digits."),
+        ("source/commit", "AB" * 20, "thing.toml: source.commit is not a full commit id of 40 hex digits."),
+        ("source/ref", MISSING, "thing.toml: source.ref is missing."),
+        ("source/branch", "main", "thing.toml: source.branch is not a key that build manifests have."),
+        ("build/requires", MISSING, "thing.toml: build.requires is missing."),
+        ("build/requires", "setuptools", "thing.toml: build.requires must be list, not str."),
+        ("build/nvcc_flag", ["-O3"], "thing.toml: build.nvcc_flag is not a key that build manifests have."),
+        ("build/nvcc_flags_since/12.8", "-O3", "thing.toml: build.nvcc_flags_since.12.8 must be list, not str."),
+        ("build/environment", {"A": 1}, "thing.toml: build.environment.A must be str, not int."),
+        ("build/memory_per_unit_mb", 0, "thing.toml: build.memory_per_unit_mb must be positive."),
+        ("build/memory_per_unit_mb", True, "thing.toml: build.memory_per_unit_mb must be int, not bool."),
+        ("extension", MISSING, "thing.toml: extension is missing."),
+        ("extension/_a/units", MISSING, "thing.toml: extension._a.units is missing."),
+        ("extension/_a/units", -1, "thing.toml: extension._a.units must be positive."),
+        ("arch", MISSING, "thing.toml: arch is missing."),
+        pytest.param(
+            *("arch/9.0/cubin", MISSING, "thing.toml: arch.9.0.cubin is missing."),
+            marks=pytest.mark.xfail(strict=True, reason="_rule() puts file and key before a line that has them"),
+        ),
+        ("arch/9.0/cubin", "hopper", "thing.toml: arch.9.0.cubin: 'hopper' is not a compute capability."),
+        ("arch/9.0/kernel", MISSING, "thing.toml: arch.9.0.kernel is missing."),
+        ("arch/9.0/min_cuda", 12.3, "thing.toml: arch.9.0.min_cuda must be str, not float."),
+        ("arch/9.0/extensions", ["_c", "_a"], "thing.toml: arch.9.0.extensions names _c, which [extension] lacks."),
+        ("arch/9.0/kernels", ["k"], "thing.toml: arch.9.0.kernels is not a key that build manifests have."),
+    ],
+)
+def test_an_error_names_file_and_key(key: str, value: object, line: str) -> None:
+    assert refused(key, value) == line
+
+
+@pytest.mark.xfail(strict=True, reason="recipe.parse does not call nothing_left() on the [extension] tables")
+def test_an_unknown_key_of_an_extension_is_refused() -> None:
+    line = "thing.toml: extension._a.unit is not a key that build manifests have."
+    assert refused("extension/_a", {"units": 1, "unit": 2}) == line
+
+
+@pytest.mark.xfail(strict=True, reason="the key of a _Table ends with a dot, also where it is the last word")
+def test_an_extension_that_is_no_table_is_refused_by_its_key() -> None:
+    assert refused("extension/_a", 2) == "thing.toml: extension._a is not a table."
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the [smoke] table is taken as it is; a missing key is a KeyError after the build"
+)
+@pytest.mark.parametrize("key", ["smoke", "smoke/call", "smoke/min_cosine", "smoke/max_relative_l2"])
+def test_smoke_keys_that_are_missing_are_refused(key: str) -> None:
+    assert refused(key).startswith("thing.toml: smoke")
+
+
+@pytest.mark.xfail(
+    strict=True, reason="versions are not checked: InvalidVersion, which is no error for users, comes later"
+)
+@pytest.mark.parametrize(
+    ("key", "value"), [("arch/9.0/min_cuda", "twelve"), ("build/nvcc_flags_since", {"cuda 13": ["--new"]})]
+)
+def test_a_cuda_version_that_is_none_is_refused(key: str, value: object) -> None:
+    assert refused(key, value).startswith("thing.toml: ")
+
+
+def test_a_manifest_that_is_not_there_or_no_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        recipe.load("sageattention")
+    known = "demo, sageattention-2.2.0"
+    line = f"there is no build manifest 'sageattention'. Use one of {known}, or the path of a .toml file."
+    assert str(caught.value) == line
+    with pytest.raises(UsageError, match=r"^there is no build manifest 'gone\.toml'"):
+        recipe.load("gone.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("schema = \n", encoding="utf-8")
+    with pytest.raises(UsageError, match=rf"^{broken} is not TOML: Invalid value \(at line 1, "):
+        recipe.load(str(broken))
+    broken.write_bytes(b"name = '\xff'\n")
+    with pytest.raises(UsageError, match=rf"^{broken} is not TOML: 'utf-8' codec"):
+        recipe.load(str(broken))
+
+
+def test_a_manifest_of_ones_own_has_its_patches_beside_it(tmp_path: Path) -> None:
+    own = tmp_path / "manifests" / "own.toml"
+    patch = tmp_path / "patches" / "own" / "0001-why.patch"
+    with pytest.raises(UsageError) as caught:
+        recipe.parse(data("patches", ["0001-why.patch"]), own)
+    want = f"{own}: patches names 0001-why.patch: {patch} cannot be read (No such file or directory)."
+    assert str(caught.value) == want
+    patch.parent.mkdir(parents=True)
+    patch.write_bytes(b"the patch")
+    (found,) = recipe.parse(data("patches", ["0001-why.patch"]), own).patches
+    assert (found.file, found.path, found.sha256) == (patch.name, patch, hashlib.sha256(b"the patch").hexdigest())
+    elsewhere = {**data("patches", ["0001-why.patch"]), "patches_dir": "other"}
+    with pytest.raises(UsageError, match=r"/patches/other/0001-why\.patch cannot be read"):
+        recipe.parse(elsewhere, own)
+
+
+def test_a_source_in_a_folder_needs_no_commit() -> None:
+    source = parsed("source", {"path": "demo"}).source
+    assert (source.path, source.repo, source.ref, source.commit) == ("demo", "", "", "")
