@@ -23,11 +23,11 @@ from sagewheels.errors import BuildFailed, SageError
 from sagewheels.host import Host
 from sagewheels.manifest import SCHEMA, WheelManifest, parse
 from sagewheels.recipe import ArchRule, Recipe
+from sagewheels.resources import probe_source
 from sagewheels.source import Checkout
 from sagewheels.target import Target
 from sagewheels.toolkit import Toolkit
 
-_BACKEND = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 _UNIT_DONE = re.compile(r"^\[\d+/\d+\] ", re.MULTILINE)
 _MATTERS = (
     re.compile(r"\b(?:fatal )?error\b ?:|\berror #\d|^#error|undefined reference|cannot find -l|No such file"),
@@ -244,13 +244,11 @@ def _log_path(settings: Settings, plan: Plan) -> Path:
 def _compile(settings: Settings, plan: Plan, tree: Checkout, key: str, out: Path, log: Path) -> None:
     """Runs the source's own build to its end, showing what is done. Raises BuildFailed."""
     env = environment(settings, plan, tree, key, out)
-    argv: list[str | Path] = [plan.target.python, "-c", _BACKEND, out.resolve()]
+    argv: list[str | Path] = [plan.target.python, "-c", probe_source("build"), out.resolve(), str(os.getpid())]
     at_once = f"EXT_PARALLEL={plan.jobs.extensions} MAX_JOBS={plan.jobs.compilers}"
     ui.say("build", f"{plan.units} units for {arch.join(plan.archs)}, {at_once} ({plan.jobs.why}), log {log}")
     with log.open("w", encoding="utf-8") as stream, ui.progress("build") as shown:
-        print(
-            json.dumps({"argv": list(map(str, argv)), "key": key, "label": label(plan, key)}), file=stream, flush=True
-        )
+        print(json.dumps({"build_key": key, "label": label(plan, key)}), file=stream, flush=True)
         with proc.stream(argv, log=stream, env=env, cwd=tree.folder) as process:
             while process.poll() is None:
                 done = len(_UNIT_DONE.findall(log.read_text(encoding="utf-8", errors="replace")))
