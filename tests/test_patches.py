@@ -1,0 +1,136 @@
+"""The patches that are shipped: each is named, only inserts, says why it is there, and does what its head says.
+
+The source itself is not here: that the lines go where they belong is checked by their blob ids, in every build.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import types
+from pathlib import Path
+
+import pytest
+
+from sagewheels import recipe, source
+from sagewheels.recipe import Patch
+from sagewheels.resources import ROOT
+
+MANIFESTS = sorted((ROOT / "manifests").glob("*.toml"))
+PATCHES = [patch for path in MANIFESTS for patch in recipe.load(str(path)).patches]
+HEADS = ("Symptom", "Cause", "Reference", "Proof")
+
+
+def inserted(patch: Patch, file: str) -> str:
+    """The lines that a patch adds to a file, without their common indent."""
+    part = patch.path.read_text().split(f"diff --git a/{file} ", 1)[1].split("diff --git ", 1)[0]
+    lines = [line[1:] for line in part.splitlines() if line.startswith("+") and not line.startswith("+++ ")]
+    return textwrap.dedent("\n".join(lines))
+
+
+def named(part: str) -> Patch:
+    """The one shipped patch with this in its name."""
+    (found,) = [patch for patch in PATCHES if part in patch.file]
+    return found
+
+
+def test_there_are_manifests_and_patches() -> None:
+    assert {path.stem for path in MANIFESTS} >= {"demo", "sageattention-2.2.0"}
+    assert PATCHES
+
+
+def test_every_file_in_patches_is_named_by_a_manifest() -> None:
+    """Traps in such repositories: patches that nobody applies."""
+    there = sorted(path for path in (ROOT / "patches").rglob("*") if path.is_file())
+    assert there == sorted(patch.path.resolve() for patch in PATCHES)
+
+
+def test_a_series_is_applied_in_the_order_of_its_numbers() -> None:
+    for path in MANIFESTS:
+        names = [patch.file for patch in recipe.load(str(path)).patches]
+        assert names == sorted(names)
+        assert [name[:4] for name in names] == [f"{place:04}" for place in range(1, len(names) + 1)]
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.file)
+def test_a_patch_only_inserts(patch: Patch) -> None:
+    body = patch.path.read_text().split("diff --git ", 1)[1].splitlines()
+    hunks = [line for line in body if line.startswith("@@")]
+    assert hunks
+    for hunk in hunks:
+        assert re.fullmatch(r"@@ -\d+,0 \+\d+(,\d+)? @@", hunk), hunk
+    heads = ("index ", "--- a/", "+++ b/", "@@ ", "+", "diff --git ", "a/")
+    assert [line for line in body if not line.startswith(heads)] == []
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.file)
+def test_a_patch_has_full_blob_ids(patch: Patch) -> None:
+    text = patch.path.read_text()
+    anchors = source.anchors(patch)
+    assert len(anchors) == text.count("diff --git ") == len(re.findall(r"^index .+ 100(?:644|755)$", text, re.M))
+    for file, old, new in anchors:
+        assert re.fullmatch("[0-9a-f]{40}", old) and re.fullmatch("[0-9a-f]{40}", new) and old != new, file
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.file)
+def test_a_patch_says_why_it_is_there(patch: Patch) -> None:
+    head = patch.path.read_text().split("diff --git ", 1)[0]
+    found = re.findall(r"^(\w+): (\S.+)$", head, re.M)
+    assert tuple(name for name, _ in found) == HEADS
+    assert all(len(text) > 20 for _, text in found)
+    assert max(map(len, head.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.file)
+def test_the_files_that_a_head_speaks_of_exist(patch: Patch) -> None:
+    head = patch.path.read_text().split("diff --git ", 1)[0]
+    for place in re.findall(r"\b(?:tests|benchmarks)/[\w./-]*\w", head):
+        assert (ROOT / place).exists(), place
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.file)
+def test_a_patch_lies_within_what_is_checked_out(patch: Patch) -> None:
+    paths = next(found for path in MANIFESTS if patch in (found := recipe.load(str(path))).patches).source.paths
+    for file, _, _ in source.anchors(patch):
+        assert any(f"/{file}" == path or (path.endswith("/") and f"/{file}".startswith(path)) for path in paths)
+
+
+def test_sm90_the_name_is_the_operator() -> None:
+    """After the inserted lines, what core.py imports is no longer the function that computes nothing."""
+    (file,) = [file for file, _, _ in source.anchors(named("sm90"))]
+    assert file == "sageattention/sm90_compile.py"
+    name = "qk_int8_sv_f8_accum_f32_fuse_v_scale_attn_inst_buf"
+    operator = object()
+    torch = types.SimpleNamespace(
+        ops=types.SimpleNamespace(sageattention_sm90=types.SimpleNamespace(**{name: operator}))
+    )
+    module = {"torch": torch, name: lambda *tensors: tensors[0]}
+    exec(inserted(named("sm90"), file), module)
+    assert module[name] is operator
+
+
+def test_cxx_standard_the_flag_lists_name_none() -> None:
+    (file,) = [file for file, _, _ in source.anchors(named("standard"))]
+    assert file == "setup.py"
+    flags = {
+        "CXX_FLAGS": ["-g", "-O3", "-fopenmp", "-lgomp", "-std=c++17", "-DENABLE_BF16"],
+        "NVCC_FLAGS": ["-O3", "-std=c++17", "-U__CUDA_NO_HALF_OPERATORS__", "--use_fast_math"],
+    }
+    exec(inserted(named("standard"), file), flags)
+    assert flags["CXX_FLAGS"] == ["-g", "-O3", "-fopenmp", "-lgomp", "-DENABLE_BF16"]
+    assert flags["NVCC_FLAGS"] == ["-O3", "-U__CUDA_NO_HALF_OPERATORS__", "--use_fast_math"]
+
+
+def test_a_patch_is_known_by_its_bytes(tmp_path: Path) -> None:
+    """The sha256 that goes into the build key is that of the file."""
+    patch = PATCHES[0]
+    copy = tmp_path / "manifests" / "x.toml"
+    copy.parent.mkdir()
+    copy.write_text((ROOT / "manifests" / "sageattention-2.2.0.toml").read_text())
+    folder = tmp_path / "patches" / "x"
+    folder.mkdir(parents=True)
+    for one in PATCHES:
+        (folder / one.file).write_bytes(one.path.read_bytes())
+    assert recipe.load(str(copy)).patches[0].sha256 == patch.sha256
+    (folder / patch.file).write_bytes(patch.path.read_bytes() + b"\n")
+    assert recipe.load(str(copy)).patches[0].sha256 != patch.sha256
