@@ -1,0 +1,379 @@
+"""The plan of a build: how many compilers, the wheel's label, the build key, and the line of a log that matters."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.version import Version
+
+from sagewheels import arch, build, recipe, toolkit
+from sagewheels.build import Plan
+from sagewheels.config import Settings
+from sagewheels.host import Host
+from sagewheels.recipe import Recipe
+from sagewheels.source import Checkout
+from sagewheels.target import Target, Torch
+from sagewheels.toolkit import Toolkit
+
+GB = 1_000_000_000
+COMMIT = "eb615cf6cf4d221338033340ee2de1c37fbdba4a"
+
+
+@pytest.fixture(scope="module")
+def sage() -> Recipe:
+    return recipe.load("sageattention-2.2.0")
+
+
+def host(cores: int, memory: int) -> Host:
+    return Host(gpus=(), driver="", problem="", cores=cores, memory=memory, glibc="2.39")
+
+
+@pytest.mark.parametrize(
+    ("archs", "cores", "memory", "set_", "extensions", "compilers", "why"),
+    [
+        # 12 units in 3 extensions for 12.0, at 2 GB each.
+        ("12.0", 1, 64 * GB, {}, 1, 1, "1 cores, 64.0 GB free, by cores"),
+        ("12.0", 2, 64 * GB, {}, 2, 1, "2 cores, 64.0 GB free, by cores"),
+        ("12.0", 4, 64 * GB, {}, 3, 1, "4 cores, 64.0 GB free, by cores"),
+        ("12.0", 8, 64 * GB, {}, 3, 2, "8 cores, 64.0 GB free, by cores"),
+        ("12.0", 16, 64 * GB, {}, 3, 16, "16 cores, 64.0 GB free, by cores"),
+        ("12.0", 12, 64 * GB, {}, 3, 12, "12 cores, 64.0 GB free, by cores"),
+        ("12.0", 11, 64 * GB, {}, 3, 3, "11 cores, 64.0 GB free, by cores"),
+        ("12.0", 64, 8 * GB, {}, 3, 1, "64 cores, 8.0 GB free, by memory"),
+        ("12.0", 64, 13 * GB, {}, 3, 2, "64 cores, 13.0 GB free, by memory"),
+        ("12.0", 4, 3 * GB, {}, 1, 1, "4 cores, 3.0 GB free, by memory"),
+        ("12.0", 4, GB, {}, 1, 1, "4 cores, 1.0 GB free, by memory"),
+        ("12.0", 4, 0, {}, 1, 1, "4 cores, 0.0 kB free, by memory"),
+        ("8.0", 3, 64 * GB, {}, 2, 1, "3 cores, 64.0 GB free, by cores"),
+        ("8.0", 4, 64 * GB, {}, 2, 4, "4 cores, 64.0 GB free, by cores"),
+        ("9.0", 8, 64 * GB, {}, 4, 2, "8 cores, 64.0 GB free, by cores"),
+        ("12.0", 2, 64 * GB, {"ext_parallel": 4}, 4, 1, "2 cores, 64.0 GB free, by cores"),
+        ("12.0", 8, 64 * GB, {"ext_parallel": 1}, 1, 8, "8 cores, 64.0 GB free, by cores"),
+        ("12.0", 2, 64 * GB, {"max_jobs": 8}, 2, 8, "2 cores, 64.0 GB free, by cores"),
+        ("12.0", 2, 4 * GB, {"ext_parallel": 4, "max_jobs": 16}, 4, 16, "2 cores, 4.0 GB free, by cores"),
+    ],
+)
+def test_how_many_compilers_run_at_once(
+    sage: Recipe, archs: str, cores: int, memory: int, set_: dict[str, int], extensions: int, compilers: int, why: str
+) -> None:
+    settings = Settings(**set_)  # type: ignore[arg-type]
+    plan = build.jobs(settings, sage, arch.parse_list(archs), host(cores, memory))
+    assert (plan.extensions, plan.compilers, plan.why) == (extensions, compilers, why)
+
+
+@pytest.mark.parametrize("cores", range(1, 33))
+@pytest.mark.parametrize("memory", [1, 5, 16, 64])
+def test_no_more_compilers_than_cores_and_memory_hold(sage: Recipe, cores: int, memory: int) -> None:
+    """They multiply; where every unit has a slot, there are only as many compilers as units."""
+    for archs, units in (("8.0", 4), ("9.0", 14), ("12.0", 12)):
+        plan = build.jobs(Settings(), sage, arch.parse_list(archs), host(cores, memory * GB))
+        at_once = min(plan.extensions * plan.compilers, units)
+        assert 1 <= at_once <= max(1, min(cores, memory // 2))
+
+
+@pytest.fixture
+def plan(sage: Recipe) -> Plan:
+    """A build for the RTX 5090 on a machine of the usual kind."""
+    archs = arch.parse_list("12.0")
+    prefix = Path("/target")
+    return Plan(
+        recipe=sage,
+        rules=tuple(sage.rules(archs)),
+        archs=archs,
+        target=Target(
+            python=prefix / "bin/python",
+            prefix=prefix,
+            version="3.12.3",
+            soabi="cpython-312-x86_64-linux-gnu",
+            machine="x86_64",
+            site=prefix,
+            include=prefix,
+            has_python_h=True,
+            externally_managed=False,
+            writable=True,
+            torch=Torch(folder=prefix / "torch", version="2.11.0+cu130", cuda="13.0"),
+            versions={},
+            dist_info={},
+            tags=("cp312-cp312-linux_x86_64",),
+        ),
+        toolkit=Toolkit(home=Path("/cuda"), version="13.0", build="V13.0.88", origin="CUDA_HOME", compiler="c++ 13.2"),
+        jobs=build.Jobs(extensions=3, compilers=2, why="8 cores"),
+        tools="setuptools-80.9.0 ninja-1.13.0",
+        glibc="2.39",
+    )
+
+
+def with_torch(plan: Plan, version: str, cuda: str) -> Plan:
+    torch = Torch(folder=Path("/t"), version=version, cuda=cuda)
+    return replace(plan, target=replace(plan.target, torch=torch))
+
+
+def with_archs(plan: Plan, archs: str) -> Plan:
+    parsed = arch.parse_list(archs)
+    return replace(plan, archs=parsed, rules=tuple(plan.recipe.rules(parsed)))
+
+
+@pytest.mark.parametrize(
+    ("torch", "cuda", "archs", "label"),
+    [
+        ("2.11.0+cu130", "13.0", "12.0", "cu130torch2.11sm120.k01234567"),
+        ("2.11.1+cu130", "13.0", "12.0", "cu130torch2.11.1sm120.k01234567"),
+        ("2.10.0", "12.8", "8.9;12.0", "cu128torch2.10sm89sm120.k01234567"),
+        ("2.12.0.dev20260101+cu130", "13.0", "9.0", "cu130torch2.12.0.dev20260101sm90.k01234567"),
+        ("2.11.0+cu130", "13.0", "12.0+PTX", "cu130torch2.11sm120ptx.k01234567"),
+    ],
+)
+def test_the_label_says_for_which_stack_a_wheel_is(plan: Plan, torch: str, cuda: str, archs: str, label: str) -> None:
+    found = build.label(with_archs(with_torch(plan, torch, cuda), archs), "0123456789abcdef" * 4)
+    assert found == label
+    assert Version(f"2.2.0+{found}").local == found, "a valid local version, and in its normal form"
+
+
+def key(plan: Plan, commit: str = COMMIT, patches: tuple[str, ...] = ("aa", "bb")) -> str:
+    return build.build_key(plan, commit, patches)
+
+
+def with_recipe(plan: Plan, **changed: Any) -> Plan:
+    return replace(plan, recipe=replace(plan.recipe, **changed))
+
+
+def with_target(plan: Plan, **changed: Any) -> Plan:
+    return replace(plan, target=replace(plan.target, **changed))
+
+
+def with_toolkit(plan: Plan, **changed: Any) -> Plan:
+    return replace(plan, toolkit=replace(plan.toolkit, **changed))
+
+
+def variants(plan: Plan) -> dict[str, str]:
+    """The key of every build that differs from this one in one declared input."""
+    return {
+        "commit": key(plan, commit="cd" * 20),
+        "content of a patch": key(plan, patches=("aa", "cc")),
+        "order of the patches": key(plan, patches=("bb", "aa")),
+        "one patch less": key(plan, patches=("aa",)),
+        "name": key(with_recipe(plan, name="other")),
+        "version": key(with_recipe(plan, version="2.2.1")),
+        "C++ flags": key(with_recipe(plan, cxx_flags=("-g1",))),
+        "nvcc flags": key(with_recipe(plan, nvcc_flags=("-O2",))),
+        "link flags": key(with_recipe(plan, link_flags=())),
+        "environment": key(with_recipe(plan, environment={"A": "1"})),
+        "archs": key(with_archs(plan, "8.9;12.0")),
+        "PTX": key(with_archs(plan, "12.0+PTX")),
+        "torch": key(with_torch(plan, "2.11.1+cu130", "13.0")),
+        "torch's CUDA": key(with_torch(plan, "2.11.0+cu132", "13.2")),
+        "Python": key(with_target(plan, tags=("cp313-cp313-linux_x86_64",))),
+        "free-threaded Python": key(with_target(plan, tags=("cp312-cp312t-linux_x86_64",))),
+        "machine": key(with_target(plan, machine="aarch64")),
+        "nvcc": key(with_toolkit(plan, build="V13.0.99")),
+        "nvcc too old for a flag": key(with_toolkit(plan, version="12.6")),
+        "host compiler": key(with_toolkit(plan, compiler="c++ 14.1")),
+        "glibc": key(replace(plan, glibc="2.36")),
+        "build tools": key(replace(plan, tools="setuptools-81.0.0 ninja-1.13.0")),
+    }
+
+
+def test_the_build_key_changes_with_every_declared_input(plan: Plan) -> None:
+    found = {"": key(plan), **variants(plan)}
+    same = {name: other for name in found for other in found if name < other and found[name] == found[other]}
+    assert same == {}
+    assert all(len(text) == 64 and set(text) <= set("0123456789abcdef") for text in found.values())
+
+
+def test_the_build_key_does_not_change_with_what_makes_no_other_wheel(plan: Plan) -> None:
+    assert key(plan) == key(plan)
+    same = [
+        replace(plan, jobs=build.Jobs(extensions=1, compilers=1, why="")),
+        with_toolkit(plan, home=Path("/elsewhere"), origin="nvcc on PATH"),
+        with_target(plan, python=Path("/other/bin/python"), prefix=Path("/other"), versions={"numpy": "2"}),
+        with_target(plan, version="3.12.9"),
+        with_recipe(plan, file=Path("/other/manifests/sageattention-2.2.0.toml"), memory_per_unit=1, smoke={}),
+    ]
+    assert {key(one) for one in same} == {key(plan)}
+
+
+@pytest.mark.xfail(strict=True, reason="flags of the user reach the compiler, and neither the plan nor the key")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(nvcc_append_flags="-lineinfo"),
+        Settings(environ={"CXX_APPEND_FLAGS": "-O0"}),
+        Settings(environ={"LDFLAGS": "-Wl,--no-strip-all"}),
+    ],
+)
+def test_the_build_key_changes_with_the_flags_of_the_user(
+    plan: Plan, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolkit, "find", lambda *args, **options: plan.toolkit)
+    monkeypatch.setattr(build, "_tools", lambda *args: plan.tools)
+    plain, own = (
+        build.prepare(each, plan.recipe, plan.archs, plan.target, host(8, 64 * GB)) for each in (Settings(), settings)
+    )
+    assert key(plain) == key(replace(plan, jobs=plain.jobs)), "the plan of these tests is that of prepare()"
+    assert key(own) != key(plain)
+
+
+def test_every_field_of_a_plan_is_weighed_in_these_tests() -> None:
+    """A new field is either an input of the key or it is not: say so above."""
+    known = {"recipe", "rules", "archs", "target", "toolkit", "jobs", "tools", "glibc"}
+    assert {item.name for item in fields(Plan)} == known
+
+
+def test_what_a_plan_compiles(plan: Plan) -> None:
+    assert (plan.extensions, plan.units) == (("_qattn_sm80", "_qattn_sm89", "_fused"), 12)
+    assert with_archs(plan, "8.0").units == 4
+
+
+NINJA = "[3/12] /usr/local/cuda/bin/nvcc -Werror=all -DERROR: -Xcompiler -Werror -c /src/fused.cu -o /src/fused.o"
+FAILED = "FAILED: [code=1] /src/fused.o"
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        pytest.param(
+            [
+                NINJA,
+                FAILED,
+                "In file included from /src/fused.cu:3:",
+                "/t/ATen/cuda/CUDAContextLight.h:12:10: fatal error: cusparse.h: No such file or directory",
+                "   12 | #include <cusparse.h>",
+                "compilation terminated.",
+                "ninja: build stopped: subcommand failed.",
+                "RuntimeError: Error compiling objects for extension",
+            ],
+            "/t/ATen/cuda/CUDAContextLight.h:12:10: fatal error: cusparse.h: No such file or directory (line 4)",
+            id="a header is missing",
+        ),
+        pytest.param(
+            [NINJA, FAILED, "Killed", "ninja: build stopped: subcommand failed.", "RuntimeError: Error compiling"],
+            "Killed (line 3)",
+            id="out of memory, by the shell",
+        ),
+        pytest.param(
+            [FAILED, "c++: fatal error: Killed signal terminated program cc1plus", "compilation terminated."],
+            "c++: fatal error: Killed signal terminated program cc1plus (line 2)",
+            id="out of memory, by g++",
+        ),
+        pytest.param(
+            [FAILED, "nvcc error   : 'cicc' died due to signal 9 (Kill signal)", "RuntimeError: Error compiling"],
+            "nvcc error   : 'cicc' died due to signal 9 (Kill signal) (line 2)",
+            id="out of memory, by nvcc",
+        ),
+        pytest.param(
+            [
+                NINJA,
+                "/src/attn.cu(40): warning #177-D: variable was declared but never referenced",
+                FAILED,
+                "/usr/include/c++/15/type_traits(3240): error: no instance of function template matches",
+                "          detected during instantiation of class std::tuple",
+                "87 errors detected in the compilation of /src/attn.cu.",
+            ],
+            "/usr/include/c++/15/type_traits(3240): error: no instance of function template matches (line 4)",
+            id="a template error",
+        ),
+        pytest.param(
+            ["/src/a.cu(12): error #20: identifier is undefined", "RuntimeError: x"],
+            "/src/a.cu(12): error #20: identifier is undefined (line 1)",
+            id="a numbered error of nvcc",
+        ),
+        pytest.param(
+            [FAILED, "nvcc fatal   : Unsupported gpu architecture 'compute_120'", "RuntimeError: Error compiling"],
+            "nvcc fatal   : Unsupported gpu architecture 'compute_120' (line 2)",
+            id="nvcc fatal",
+        ),
+        pytest.param(
+            ["/usr/include/crt/host_config.h:143:2: error: #error -- unsupported GNU version!", "terminated."],
+            "/usr/include/crt/host_config.h:143:2: error: #error -- unsupported GNU version! (line 1)",
+            id="a compiler that is too new",
+        ),
+        pytest.param(
+            ["/usr/bin/ld: cannot find -lcuda: No such file or directory", "collect2: error: ld returned 1"],
+            "/usr/bin/ld: cannot find -lcuda: No such file or directory (line 1)",
+            id="the linker",
+        ),
+        pytest.param(
+            ["/usr/bin/ld: final link failed: No space left on device", "collect2: error: ld returned 1 exit status"],
+            "/usr/bin/ld: final link failed: No space left on device (line 1)",
+            id="the disk",
+            marks=pytest.mark.xfail(strict=True, reason="`error:` of the linker's driver hides the line that says why"),
+        ),
+        pytest.param(
+            [
+                FAILED,
+                "ptxas /tmp/x.ptx, line 64; error   : Instruction 'wgmma.fence' not supported on .target 'sm_120'",
+                "ptxas fatal   : Ptx assembly aborted due to errors",
+            ],
+            "ptxas /tmp/x.ptx, line 64; error   : Instruction 'wgmma.fence' not supported on .target 'sm_120' (line 2)",
+            id="ptxas",
+            marks=pytest.mark.xfail(strict=True, reason="CUDA's tools put three blanks between `error` and its colon"),
+        ),
+        pytest.param(
+            [NINJA, "Traceback (most recent call last):", "RuntimeError: ninja is required to load C++ extensions"],
+            "RuntimeError: ninja is required to load C++ extensions (line 3)",
+            id="Python alone",
+        ),
+        pytest.param(
+            [NINJA, "[4/12] c++ -Werror -c a.cpp", "that was all  "], "that was all (last line)", id="nothing says why"
+        ),
+        pytest.param(
+            ["nvcc -I" + "x" * 1000 + " error: no", "done"], "done (last line)", id="a command that ninja shows"
+        ),
+        pytest.param(["a.cpp:1: error: " + "x" * 400], "a.cpp:1: error: " + "x" * 284 + " (line 1)", id="a long line"),
+        pytest.param([], "the log is empty", id="no log"),
+    ],
+)  # fmt: skip
+def test_the_line_of_a_log_that_matters(tmp_path: Path, log: list[str], line: str) -> None:
+    path = tmp_path / "build.log"
+    path.write_text("".join(f"{text}\n" for text in log), encoding="utf-8")
+    assert build.matters(path) == line
+
+
+def test_a_log_that_is_no_text_is_still_read(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"caf\xe9\na.cpp:1: error: caf\xe9\n")
+    assert build.matters(tmp_path / "log") == "a.cpp:1: error: caf� (line 2)"
+
+
+@pytest.mark.parametrize(
+    ("version", "index"),
+    [
+        ("2.11.0+cu128", "https://download.pytorch.org/whl/cu128"),
+        ("2.12.0.dev20260101+cu130", "https://download.pytorch.org/whl/nightly/cu130"),
+        ("2.11.0", None),
+        ("2.11.0+cpu", None),
+        ("2.11.0a0+git1234", None),
+    ],
+)
+def test_the_index_that_has_this_very_torch(version: str, index: str | None) -> None:
+    assert build._index(version) == index
+
+
+def test_what_the_source_is_told(plan: Plan, tmp_path: Path) -> None:
+    """The user's own flags come after the manifest's, and nothing but the plan decides the rest."""
+    stubs = tmp_path / "cuda" / "lib64" / "stubs"
+    stubs.mkdir(parents=True)
+    (stubs / "libcuda.so").touch()
+    plan = with_archs(with_toolkit(plan, home=tmp_path / "cuda"), "9.0")
+    environ = {"PATH": "/bin", "LDFLAGS": "-L/x", "CXX_APPEND_FLAGS": "-O1", "PYTHONPATH": "/p", "MAX_JOBS": "99"}
+    settings = Settings(work_dir=tmp_path / "work", nvcc_append_flags="--threads 8", environ=environ)
+    tree = Checkout(folder=tmp_path, repo="r", ref="v", commit=COMMIT, epoch=1700000000, patches=())
+    env = build.environment(settings, plan, tree, "0123456789abcdef" * 4, tmp_path)
+    tools = env["PYTHONPATH"].split(":")[0]
+    assert tools.startswith(f"{tmp_path}/work/buildtools/cp312-")
+    assert env["PATH"] == f"{tools}/bin:{tmp_path}/cuda/bin:/bin"
+    assert {name: env[name] for name in ("CXX_APPEND_FLAGS", "NVCC_APPEND_FLAGS", "LDFLAGS", "PYTHONPATH")} == {
+        "CXX_APPEND_FLAGS": "-g0 -O1",
+        "NVCC_APPEND_FLAGS": "--compress-mode=size --threads 8",
+        "LDFLAGS": "-Wl,-s -L/x",
+        "PYTHONPATH": f"{tools}:/p",
+    }
+    assert (env["TORCH_CUDA_ARCH_LIST"], env["CUDAARCHS"]) == ("9.0", "90")
+    assert (env["EXT_PARALLEL"], env["MAX_JOBS"], env["SOURCE_DATE_EPOCH"]) == ("3", "2", "1700000000")
+    assert (env["CUDA_HOME"], env["LIBRARY_PATH"]) == (str(tmp_path / "cuda"), str(stubs))
+    label = Path(env["DIST_EXTRA_CONFIG"]).read_text(encoding="utf-8")
+    assert label == "[egg_info]\ntag_build = +cu130torch2.11sm90.k01234567\n"
+    own = build.environment(replace(settings, cudaarchs="90a"), plan, tree, "0" * 64, tmp_path)
+    assert own["CUDAARCHS"] == "90a"
