@@ -82,7 +82,8 @@ class Hub:
     def misbehave(self, pattern: str, kind: str, times: int = 1) -> None:
         """Goes wrong for the next `times` requests whose `METHOD /path` matches.
 
-        Kinds: truncate, corrupt, stall, drop, lose (done, but the answer is lost), lag, or a status as text.
+        Kinds: truncate, corrupt, stall, hang (in the middle of the body), drop, lose (done, but the answer is lost),
+        lag, a status as text, or the address that is redirected to.
         """
         self._troubles.append(Trouble(pattern, kind, times))
 
@@ -292,6 +293,8 @@ class _Handler(BaseHTTPRequestHandler):
             hub.closing.wait(hub.patience)
         if kind in {"stall", "drop"}:
             self.close_connection = True
+        elif "://" in kind:
+            self._send(302, {"Location": kind + self.path}, b"")
         elif kind.isdigit():
             status, headers, content = _problem(int(kind), "out of order")
             self._send(status, {**headers, **({"Retry-After": "7"} if kind == "429" else {})}, content)
@@ -308,12 +311,14 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if kind == "truncate":
+        if kind in {"truncate", "hang"}:
             content, self.close_connection = content[: len(content) // 2], True
         elif kind == "corrupt":
             content = bytes(byte ^ 1 for byte in content)
         if self.command != "HEAD":
             self.wfile.write(content)
+        if kind == "hang":
+            self.hub.closing.wait(self.hub.patience)
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""

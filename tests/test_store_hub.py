@@ -26,9 +26,6 @@ from tests.hub import Hub
 REPO, WHEEL = "me/wheels", "sageattention-2.2.0+cu130torch2.11sm120-cp312-cp312-linux_x86_64.whl"
 Opener = Callable[..., HubStore]
 
-# huggingface_hub hands LFS uploads to its HTTP client in a way that the latter is about to drop.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
-
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
@@ -126,6 +123,46 @@ def test_another_branch_and_a_private_repository(hub: Hub, opened: Opener) -> No
     line = refusal(lambda: opened("", branch="next").read("index.json"))
     assert line.startswith(f"hf://datasets/{REPO}@next/sage does not exist, or is private and HF_TOKEN is not set")
     assert f"write access to {REPO}" in line
+
+
+def test_a_stranger_is_told_what_to_check(hub: Hub, opened: Opener) -> None:
+    line = refusal(lambda: opened("").read("index.json"))
+    assert line == (
+        f"hf://datasets/{REPO}@main/sage does not exist, or is private and HF_TOKEN is not set (401). Check HF_REPO_ID "
+        f"(or SAGE_STORE). Set HF_TOKEN to a token with write access to {REPO}, from "
+        "https://huggingface.co/settings/tokens."
+    )
+
+
+@pytest.mark.parametrize("netrc", ["", "machine 127.0.0.1 login hf_ambient password hf_ambient\n"])
+def test_the_token_stays_with_its_host(
+    hub: Hub, opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, netrc: str
+) -> None:
+    (tmp_path / "netrc").write_text(netrc)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    hub.create(REPO, {f"sage/{WHEEL}": b"w"}, private=True)
+    with Hub() as other:
+        other.create(REPO, {"sage/index.json": b"elsewhere", f"sage/{WHEEL}": b"elsewhere"})
+        hub.misbehave("GET", other.endpoint, 2)
+        assert opened().read("index.json").files == {"index.json": b"elsewhere"}
+        opened().download(WHEEL, tmp_path / WHEEL)
+        assert (tmp_path / WHEEL).read_bytes() == b"elsewhere"
+        assert (hub.tokens_seen, other.tokens_seen) == ({"hf_write"}, {""})
+        other.misbehave("GET", hub.endpoint)
+        hub.misbehave("GET", other.endpoint)
+        opened().download(WHEEL, tmp_path / WHEEL)
+        assert (hub.tokens_seen, other.tokens_seen) == ({"hf_write"}, {""}), "and is with it again when led back"
+    hub.misbehave("GET", hub.endpoint)
+    opened().download(WHEEL, tmp_path / WHEEL)
+    assert (tmp_path / WHEEL).read_bytes() == b"w"
+
+
+def test_something_else_that_answers(hub: Hub, opened: Opener) -> None:
+    hub.create(REPO)
+    hub.misbehave("GET", "200", 2)
+    assert "that is not what a Hub answers. Check HF_ENDPOINT" in refusal(opened().names)
+    with pytest.raises(UsageError, match=r"HF_ENDPOINT is not an http\(s\) address"):
+        opened(endpoint="http://127.0.0.1:port")
 
 
 def test_a_stale_parent_is_a_conflict(hub: Hub, opened: Opener) -> None:

@@ -18,7 +18,9 @@ from sagewheels import manifest as manifests
 from sagewheels.errors import Refused, StoreError
 from sagewheels.manifest import WheelManifest
 from sagewheels.store import Snapshot, Store, index
+from sagewheels.store.card import BEGIN, END, card
 from sagewheels.store.directory import DirectoryStore
+from sagewheels.store.entries import entries
 from sagewheels.store.hub import HubStore
 from tests.hub import Hub
 
@@ -34,9 +36,6 @@ LEGACY = {
     "their_own_key": {"kept": True},
 }
 PROOF = {"gpu": "NVIDIA GeForce RTX 5090", "arch": "12.0", "at_utc": "2026-01-02T00:00:00Z", "cosine": 0.9999}
-
-# huggingface_hub hands LFS uploads to its HTTP client in a way that the latter is about to drop.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
 
 @pytest.fixture
@@ -97,17 +96,17 @@ def snapshot(**files: object) -> Snapshot:
 
 def test_entries_unite_index_and_latest(tmp_path: Path) -> None:
     _, ours = made(tmp_path, proofs=[PROOF])
-    found, problems = index.entries(snapshot(index={"schema": 1, "wheels": [dict(ours.data)]}, latest=LEGACY))
+    found, problems = entries(snapshot(index={"schema": 1, "wheels": [dict(ours.data)]}, latest=LEGACY))
     assert [entry.wheel_file for entry in found] == [ours.wheel_file, LEGACY["wheel_file"]]
     assert problems == []
-    assert index.entries(snapshot(latest=LEGACY))[0][0].torch == "2.8.0"
-    assert index.entries(Snapshot(revision="", files={})) == ([], [])
+    assert entries(snapshot(latest=LEGACY))[0][0].torch == "2.8.0"
+    assert entries(Snapshot(revision="", files={})) == ([], [])
 
 
 def test_broken_entries_are_told_and_do_not_hide_others(tmp_path: Path) -> None:
     _, ours = made(tmp_path)
     wheels = [None, {}, {"wheel_file": "../x.whl"}, {**ours.data, "archs": "12.0"}, dict(ours.data)]
-    found, problems = index.entries(snapshot(index={"wheels": wheels}, latest=[]))
+    found, problems = entries(snapshot(index={"wheels": wheels}, latest=[]))
     assert [entry.wheel_file for entry in found] == [ours.wheel_file]
     assert [problem.split(":")[0].split(" is not")[0] for problem in problems] == [
         "index.json entry 1",
@@ -121,18 +120,18 @@ def test_broken_entries_are_told_and_do_not_hide_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"wheels": {}}', b"\xff", b"[" * 9999, b'{"wheels": NaN}'])
 def test_an_index_that_is_none_is_one_problem(text: bytes) -> None:
-    found, problems = index.entries(Snapshot(revision="1", files={"index.json": text}))
+    found, problems = entries(Snapshot(revision="1", files={"index.json": text}))
     assert (found, len(problems)) == ([], 1)
 
 
 def test_duplicates_are_merged(tmp_path: Path) -> None:
     _, ours = made(tmp_path, proofs=[PROOF], note="index")
     other = {**ours.data, "proofs": [{**PROOF, "gpu": "H100"}], "note": "latest", "only": 1, "cuda_version": None}
-    found, problems = index.entries(snapshot(index={"wheels": [dict(ours.data)]}, latest=other))
+    found, problems = entries(snapshot(index={"wheels": [dict(ours.data)]}, latest=other))
     assert problems == []
     assert [proof.gpu for proof in found[0].proofs] == ["H100", PROOF["gpu"]]
     assert (found[0].data["note"], found[0].data["only"], found[0].cuda) == ("index", 1, "13.0")
-    clash = index.entries(snapshot(index={"wheels": [dict(ours.data)]}, latest={**other, "wheel_sha256": "b" * 64}))
+    clash = entries(snapshot(index={"wheels": [dict(ours.data)]}, latest={**other, "wheel_sha256": "b" * 64}))
     assert (len(clash[0]), len(clash[1]), clash[0][0].wheel_sha256) == (1, 1, ours.wheel_sha256)
 
 
@@ -214,6 +213,18 @@ def test_nobodys_wheel_is_overwritten(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"the entry for .* in index\.json of .* cannot be read"):
         index.publish(store, wheel, ours)
     assert got(store, "index.json") == {"wheels": [newer]}
+
+
+def test_a_file_that_no_entry_lists_is_not_overwritten_either(store: Store, tmp_path: Path) -> None:
+    wheel, ours = made(tmp_path)
+    put(store, {wheel.name: b"something else"})
+    with pytest.raises(StoreError, match=r"already holds another .*, which index\.json does not list\. Nobody's wheel"):
+        index.publish(store, wheel, ours, pause=nap)
+    store.download(wheel.name, tmp_path / "still.whl")
+    assert (tmp_path / "still.whl").read_bytes() == b"something else"
+    put(store, {wheel.name: wheel.read_bytes()})
+    assert index.publish(store, wheel, ours, pause=nap), "what a killed upload left behind is taken up"
+    assert [entry.wheel_file for entry in index.load(store)[0]] == [wheel.name]
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b'{"wheels": 1}', b'{"schema": 2, "wheels": []}', b"\xff\xfe"])
@@ -336,7 +347,7 @@ def test_ten_thousand_wheels_are_read_quickly(tmp_path: Path) -> None:
     wheels = [{**ours.data, "wheel_file": NAME.format(cuda=at)} for at in range(10_000)]
     taken = snapshot(index={"wheels": wheels})
     started = time.monotonic()
-    assert len(index.entries(taken)[0]) == 10_000
+    assert len(entries(taken)[0]) == 10_000
     assert time.monotonic() - started < 3
 
 
@@ -359,8 +370,8 @@ def test_the_card(hub: Hub, tmp_path: Path) -> None:
     [
         ("# Mine\n\nwords\n", ["# Mine\n\nwords\n\n<!--"]),
         ("---\nlicense: mit\n---\nwords", ["---\nlicense: mit\n---\nwords\n\n<!--"]),
-        (f"a\n{index.BEGIN}\nold\n{index.END}\nafter\n", ["a\n<!--", "-->\nafter\n"]),
-        (f"a\n{index.BEGIN}\nno end", ["a\n<!--", "no end"]),
+        (f"a\n{BEGIN}\nold\n{END}\nafter\n", ["a\n<!--", "-->\nafter\n"]),
+        (f"a\n{BEGIN}\nno end", ["a\n<!--", "no end"]),
     ],
 )
 def test_words_around_the_table_are_kept(tmp_path: Path, before: str, kept: list[str]) -> None:
@@ -370,9 +381,8 @@ def test_words_around_the_table_are_kept(tmp_path: Path, before: str, kept: list
     text = store.read("README.md").files["README.md"].decode()
     assert all(part in text for part in kept)
     assert text.startswith("---\n")
-    assert (text.count(index.BEGIN), text.count(index.END), "old\n" in text) == (1, 1, False)
-    entries = index.load(store)[0]
-    assert index.card(entries, store, text) == text
+    assert (text.count(BEGIN), text.count(END), "old\n" in text) == (1, 1, False)
+    assert card(index.load(store)[0], store, text) == text
 
 
 def test_the_install_line_of_a_directory(tmp_path: Path) -> None:

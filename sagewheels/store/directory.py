@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from sagewheels.errors import StoreError
 from sagewheels.store import Conflict, Snapshot
-from sagewheels.store.files import PART, arriving, checked, explained, forget, sweep, sync
+from sagewheels.store.files import PART, checked, copy, explained, forget, sweep, sync
 
 _LOCK, _REVISION = ".lock", ".revision"
 _POINTERS = ("index.json", "latest.json")
@@ -55,12 +55,7 @@ class DirectoryStore:
     def download(self, path: str, to: Path, progress: Callable[[int, int], None] | None = None) -> None:
         """Copies one file to `to`. Raises StoreError when it is not there or cannot be copied."""
         try:
-            with (self._root / checked(path)).open("rb") as source, arriving(to) as target:
-                total, done = os.fstat(source.fileno()).st_size, 0
-                while chunk := source.read(1 << 20):
-                    done += target.write(chunk)
-                    if progress:
-                        progress(done, total)
+            copy(self._root / checked(path), to, progress)
         except FileNotFoundError:
             raise StoreError(f"{path} is not in {self.label}", "Publish it again") from None
         except OSError as error:

@@ -5,28 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewheels import arch
 from sagewheels.errors import Refused, StoreError
-from sagewheels.manifest import ManifestError, WheelManifest, load_json, parse
+from sagewheels.manifest import WheelManifest
 from sagewheels.store import Conflict, Snapshot, Store
+from sagewheels.store.card import CARD, card
+from sagewheels.store.entries import INDEX, LATEST, MEND, NEVER, document, encoded, entries, merge, when
 
-INDEX, LATEST, CARD = "index.json", "latest.json", "README.md"
-SCHEMA = 1
 TRIES = 12
-BEGIN, END = "<!-- sagewheels:begin -->", "<!-- sagewheels:end -->"
 
-_MEND = "Mend it by hand or bring back its last good version from the store's history, then publish again"
 _LAG_TRIES = 5
-_FRONT = "---\npretty_name: Wheels for CUDA and PyTorch\ntags:\n- wheels\n- cuda\n- pytorch\n---\n"
-_COLUMNS = ("version", "Python", "torch", "CUDA", "archs", "proven on")
-_NEVER = datetime.min.replace(tzinfo=timezone.utc)
+_OURS = "Nobody's wheel is overwritten: remove that one yourself, or use another store"
 
 
 def load(store: Store) -> tuple[list[WheelManifest], list[str], Snapshot]:
@@ -35,38 +29,11 @@ def load(store: Store) -> tuple[list[WheelManifest], list[str], Snapshot]:
     return *entries(snapshot), snapshot
 
 
-def entries(snapshot: Snapshot) -> tuple[list[WheelManifest], list[str]]:
-    """The wheels that index.json and latest.json list, and one line for each entry that cannot be used."""
-    found, problems = dict[str, WheelManifest](), list[str]()
-    for where, data in _listed(snapshot, problems):
-        try:
-            entry = parse(data, where)
-            known = found.get(entry.wheel_file)
-            found[entry.wheel_file] = merge(entry, known) if known else entry
-        except ManifestError as problem:
-            problems.append(str(problem))
-    return list(found.values()), problems
-
-
-def merge(old: WheelManifest, new: WheelManifest) -> WheelManifest:
-    """Both manifests of one wheel in one: what `new` says wins, no key and no proof of `old` is lost.
-
-    Raises ManifestError when they are of two different files.
-    """
-    if old.wheel_sha256 and new.wheel_sha256 and old.wheel_sha256 != new.wheel_sha256:
-        raise ManifestError(f"{new.wheel_file} is listed with two different sha256")
-    said = {key: value for key, value in new.data.items() if value is not None}
-    proofs = {(proof.gpu, proof.at_utc): dict(proof.raw) for proof in (*old.proofs, *new.proofs)}
-    if proofs:
-        said["proofs"] = [proofs[key] for key in sorted(proofs, key=lambda key: (_when(key[1]), key))]
-    return parse({**old.data, **said}, new.wheel_file)
-
-
 def publish(store: Store, wheel: Path, manifest: WheelManifest, *, pause: Callable[[float], None] = time.sleep) -> bool:
     """Wheel, manifest, index and card are in the store afterwards, in one commit; False when they already were.
 
     Raises Refused when the file is not what the manifest says; StoreError when another file of that name is there,
-    when the index cannot be read, or when the store does not take it.
+    listed or not, when the index cannot be read, or when the store does not take it.
     """
     if wheel.name != manifest.wheel_file or _sha256(wheel) != manifest.wheel_sha256:
         raise Refused(f"{wheel} is not the file that its manifest describes", "Build it again")
@@ -87,7 +54,7 @@ def initialise(store: Store, *, pause: Callable[[float], None] = time.sleep) -> 
     def changes(snapshot: Snapshot) -> dict[str, bytes | Path]:
         if INDEX in snapshot.files and CARD in snapshot.files:
             return {}
-        return _pages(store, snapshot, _document(snapshot), entries(snapshot)[0])
+        return _pages(store, snapshot, document(snapshot), entries(snapshot)[0])
 
     return _insist(store, changes, "Prepare the store", pause)
 
@@ -101,24 +68,44 @@ def _commit(
     def changes(snapshot: Snapshot) -> dict[str, bytes | Path]:
         nonlocal looks
         looks += 1
-        document, known = _document(snapshot), entries(snapshot)[0]
+        index, known = document(snapshot), entries(snapshot)[0]
         there = next((entry for entry in known if entry.wheel_file == manifest.wheel_file), None)
-        if there is None and any(_names(old, manifest.wheel_file) for old in document["wheels"]):
-            raise StoreError(f"the entry for {manifest.wheel_file} in {INDEX} of {store.label} cannot be read", _MEND)
-        if there is None and wheel is None:
-            if looks < _LAG_TRIES:
-                # Right after a publish, a Hub may still answer with the state before it.
-                raise Conflict(f"{manifest.wheel_file} is not in {store.label} yet")
-            raise StoreError(f"{manifest.wheel_file} is not in {store.label}", "Upload it first")
-        if there and there.wheel_sha256 != manifest.wheel_sha256:
+        if there is None:
+            _demand_room(store, index, manifest, wheel, patient=looks < _LAG_TRIES)
+        elif there.wheel_sha256 != manifest.wheel_sha256:
             text = f"{store.label} already holds another {manifest.wheel_file}, of sha256 {there.wheel_sha256 or '?'}"
-            raise StoreError(text, "Nobody's wheel is overwritten: remove that one yourself, or use another store")
-        if there and _keys(manifest) <= _keys(there):
+            raise StoreError(text, _OURS)
+        elif _keys(manifest) <= _keys(there):
             return {}
         entry = _complete(store, there, manifest)
-        return _additions(store, snapshot, document, known=known, entry=entry, wheel=wheel)
+        return _additions(store, snapshot, index, known=known, entry=entry, wheel=wheel)
 
     return _insist(store, changes, message, pause)
+
+
+def _demand_room(
+    store: Store, index: Mapping[str, Any], manifest: WheelManifest, wheel: Path | None, *, patient: bool
+) -> None:
+    """Nothing when this manifest may become a new entry.
+
+    Raises StoreError, or Conflict while `patient`, when there is no wheel for it; StoreError when an entry that cannot
+    be read has its name, and when a file that no entry lists has its name and is another.
+    """
+    name = manifest.wheel_file
+    if any(isinstance(old, dict) and old.get("wheel_file") == name for old in index["wheels"]):
+        raise StoreError(f"the entry for {name} in {INDEX} of {store.label} cannot be read", MEND)
+    if wheel is None and patient:
+        # Right after a publish, a Hub may still answer with the state before it.
+        raise Conflict(f"{name} is not in {store.label} yet")
+    if wheel is None:
+        raise StoreError(f"{name} is not in {store.label}", "Upload it first")
+    if name in store.names():
+        # What an upload left behind that was killed, or what somebody put there by hand.
+        with tempfile.TemporaryDirectory(prefix="sagewheels-") as folder:
+            store.download(name, Path(folder) / name)
+            found = _sha256(Path(folder) / name)
+        if found != manifest.wheel_sha256:
+            raise StoreError(f"{store.label} already holds another {name}, which {INDEX} does not list", _OURS)
 
 
 def _insist(
@@ -154,7 +141,7 @@ def _complete(store: Store, there: WheelManifest | None, manifest: WheelManifest
 def _additions(
     store: Store,
     snapshot: Snapshot,
-    document: dict[str, Any],
+    index: Mapping[str, Any],
     *,
     known: Iterable[WheelManifest],
     entry: WheelManifest,
@@ -163,125 +150,33 @@ def _additions(
     """The files of one commit: wheel, manifest, index, card, and latest.json if this is the newest proven wheel."""
     everything = [other for other in known if other.wheel_file != entry.wheel_file] + [entry]
     files: dict[str, bytes | Path] = {wheel.name: wheel} if wheel else {}
-    files[f"{entry.wheel_file}.json"] = _text(entry.to_json())
-    files.update(_pages(store, snapshot, document, everything))
-    newest = max((_when(other.created_at_utc) for other in everything if other.proofs), default=_NEVER)
-    if entry.proofs and _when(entry.created_at_utc) >= newest:
+    files[f"{entry.wheel_file}.json"] = encoded(entry.to_json())
+    files.update(_pages(store, snapshot, index, everything))
+    newest = max((when(other.created_at_utc) for other in everything if other.proofs), default=NEVER)
+    if entry.proofs and when(entry.created_at_utc) >= newest:
         files[LATEST] = files[f"{entry.wheel_file}.json"]
     return files
 
 
 def _pages(
-    store: Store, snapshot: Snapshot, document: dict[str, Any], everything: list[WheelManifest]
+    store: Store, snapshot: Snapshot, index: Mapping[str, Any], everything: list[WheelManifest]
 ) -> dict[str, bytes | Path]:
     """index.json with these entries, in their old places, and the card."""
     waiting = {entry.wheel_file: dict(entry.data) for entry in everything}
     wheels = list[Any]()
-    for old in document["wheels"]:
+    for old in index["wheels"]:
         name = old.get("wheel_file") if isinstance(old, dict) else None
         wheels.append(waiting.pop(name, old) if isinstance(name, str) else old)
-    index = {**document, "wheels": wheels + list(waiting.values())}
+    after = {**index, "wheels": wheels + list(waiting.values())}
     old_card = snapshot.files.get(CARD, b"").decode("utf-8", "replace")
     return {
-        INDEX: _text(json.dumps(index, indent=1, sort_keys=True) + "\n"),
-        CARD: _text(card(everything, store, old_card)),
+        INDEX: encoded(json.dumps(after, indent=1, sort_keys=True) + "\n"),
+        CARD: encoded(card(everything, store, old_card)),
     }
-
-
-def _document(snapshot: Snapshot) -> dict[str, Any]:
-    """index.json to be added to, a new one where there is none. Raises StoreError for one that cannot be understood."""
-    if INDEX not in snapshot.files:
-        return {"schema": SCHEMA, "wheels": []}
-    try:
-        found = load_json(snapshot.files[INDEX], INDEX)
-    except ManifestError as problem:
-        raise StoreError(f"the store's {problem.what}, so nothing was published", _MEND) from None
-    if not isinstance(found, dict) or not isinstance(found.get("wheels", []), list):
-        raise StoreError(f"the store's {INDEX} is not a list of wheels, so nothing was published", _MEND)
-    if isinstance(found.get("schema"), int) and found["schema"] > SCHEMA:
-        raise StoreError(f"the store's {INDEX} was written by a newer sagewheels", "Update sagewheels")
-    return {"schema": SCHEMA, "wheels": [], **found}
-
-
-def _listed(snapshot: Snapshot, problems: list[str]) -> Iterable[tuple[str, object]]:
-    """Where each entry stands, and its JSON."""
-    for name in (INDEX, LATEST):
-        if name not in snapshot.files:
-            continue
-        try:
-            found = load_json(snapshot.files[name], name)
-        except ManifestError as problem:
-            problems.append(str(problem))
-            continue
-        if name == LATEST:
-            yield name, found
-        elif isinstance(found, dict) and isinstance(found.get("wheels", []), list):
-            yield from ((f"{name} entry {at}", data) for at, data in enumerate(found.get("wheels", []), 1))
-        else:
-            problems.append(f"{name} is not a list of wheels.")
-
-
-def card(entries: Iterable[WheelManifest], store: Store, old: str = "") -> str:
-    """README.md with the table of wheels and their install lines; all that `old` says outside our marks is kept."""
-    newest = sorted(entries, key=lambda entry: (_when(entry.created_at_utc), entry.wheel_file), reverse=True)
-    region = "\n".join([BEGIN, *_table(newest), *_lines(newest, store), END])
-    if not old.strip():
-        name = store.label.partition("://")[2].partition("@")[0].rpartition("/")[2] or "wheels"
-        old = f"# {name}\n\nWheels that were compiled and checked with sagewheels.\n"
-    if not old.startswith("---"):
-        old = _FRONT + "\n" + old
-    before, begin, rest = old.partition(BEGIN)
-    after = rest.partition(END)[2] if END in rest else rest
-    if not begin:
-        before, after = before.rstrip("\n") + "\n\n", "\n"
-    return before + region + after
-
-
-def _table(entries: Iterable[WheelManifest]) -> list[str]:
-    rows = [" | ".join(_COLUMNS), " | ".join("---" for _ in _COLUMNS)]
-    for entry in entries:
-        proven = ", ".join(dict.fromkeys(proof.gpu for proof in entry.proofs)) or "not yet"
-        cells = (entry.version, entry.tags[0], entry.torch, entry.cuda, arch.join(entry.archs), proven)
-        rows.append(" | ".join(_cell(cell) for cell in cells))
-    return ["", *(f"| {row} |" for row in rows), ""]
-
-
-def _lines(entries: Iterable[WheelManifest], store: Store) -> list[str]:
-    lines = list[str]()
-    for entry in entries:
-        address = store.address(entry.wheel_file)
-        address = address if "://" in address else Path(address).as_uri()
-        check = f"#sha256={entry.wheel_sha256}" if entry.wheel_sha256 else ""
-        lines += ["```sh", f'pip install "{address}{check}"', "```", ""]
-    return lines
-
-
-def _cell(text: str) -> str:
-    """Text for a table: what others wrote into a manifest must not become markup."""
-    return re.sub(r"[^\w .,:;+()/-]", "", text)[:120] or "?"
-
-
-def _names(entry: object, wheel_file: str) -> bool:
-    """Whether an entry, be it usable or not, is about this wheel."""
-    return isinstance(entry, dict) and entry.get("wheel_file") == wheel_file
 
 
 def _keys(manifest: WheelManifest) -> set[tuple[str, str]]:
     return {(proof.gpu, proof.at_utc) for proof in manifest.proofs}
-
-
-def _when(text: str) -> datetime:
-    """A moment, long ago when the text is not one."""
-    try:
-        found = datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
-    except ValueError:
-        return _NEVER
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
-
-
-def _text(text: str) -> bytes:
-    """UTF-8; half a surrogate pair, which JSON allows and UTF-8 does not, stays the escape that it was."""
-    return text.encode("utf-8", "backslashreplace")
 
 
 def _sha256(path: Path) -> str:

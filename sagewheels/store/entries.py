@@ -1,0 +1,91 @@
+"""The entries of an index: pure functions from the small files of a store to wheel manifests, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from typing import Any
+
+from sagewheels.errors import StoreError
+from sagewheels.manifest import ManifestError, WheelManifest, load_json, parse
+from sagewheels.store import Snapshot
+
+INDEX, LATEST = "index.json", "latest.json"
+SCHEMA = 1
+MEND = "Mend it by hand or bring back its last good version from the store's history, then publish again"
+NEVER = datetime.min.replace(tzinfo=timezone.utc)
+
+
+def entries(snapshot: Snapshot) -> tuple[list[WheelManifest], list[str]]:
+    """The wheels that index.json and latest.json list, and one line for each entry that cannot be used."""
+    found, problems = dict[str, WheelManifest](), list[str]()
+    for where, data in _listed(snapshot, problems):
+        try:
+            entry = parse(data, where)
+            known = found.get(entry.wheel_file)
+            found[entry.wheel_file] = merge(entry, known) if known else entry
+        except ManifestError as problem:
+            problems.append(str(problem))
+    return list(found.values()), problems
+
+
+def merge(old: WheelManifest, new: WheelManifest) -> WheelManifest:
+    """Both manifests of one wheel in one: what `new` says wins, no key and no proof of `old` is lost.
+
+    Raises ManifestError when they are of two different files.
+    """
+    if old.wheel_sha256 and new.wheel_sha256 and old.wheel_sha256 != new.wheel_sha256:
+        raise ManifestError(f"{new.wheel_file} is listed with two different sha256")
+    said = {key: value for key, value in new.data.items() if value is not None}
+    proofs = {(proof.gpu, proof.at_utc): dict(proof.raw) for proof in (*old.proofs, *new.proofs)}
+    if proofs:
+        said["proofs"] = [proofs[key] for key in sorted(proofs, key=lambda key: (when(key[1]), key))]
+    return parse({**old.data, **said}, new.wheel_file)
+
+
+def document(snapshot: Snapshot) -> dict[str, Any]:
+    """index.json to be added to, a new one where there is none. Raises StoreError for one that cannot be understood."""
+    if INDEX not in snapshot.files:
+        return {"schema": SCHEMA, "wheels": []}
+    try:
+        found = load_json(snapshot.files[INDEX], INDEX)
+    except ManifestError as problem:
+        raise StoreError(f"the store's {problem.what}, so nothing was published", MEND) from None
+    if not isinstance(found, dict) or not isinstance(found.get("wheels", []), list):
+        raise StoreError(f"the store's {INDEX} is not a list of wheels, so nothing was published", MEND)
+    if isinstance(found.get("schema"), int) and found["schema"] > SCHEMA:
+        raise StoreError(f"the store's {INDEX} was written by a newer sagewheels", "Update sagewheels")
+    return {"schema": SCHEMA, "wheels": [], **found}
+
+
+def _listed(snapshot: Snapshot, problems: list[str]) -> Iterable[tuple[str, object]]:
+    """Where each entry stands, and its JSON."""
+    for name in (INDEX, LATEST):
+        if name not in snapshot.files:
+            continue
+        try:
+            found = load_json(snapshot.files[name], name)
+        except ManifestError as problem:
+            problems.append(str(problem))
+            continue
+        if name == LATEST:
+            yield name, found
+        elif isinstance(found, dict) and isinstance(found.get("wheels", []), list):
+            yield from ((f"{name} entry {at}", data) for at, data in enumerate(found.get("wheels", []), 1))
+        else:
+            problems.append(f"{name} is not a list of wheels.")
+
+
+def when(text: str) -> datetime:
+    """A moment, long ago when the text is not one."""
+    try:
+        found = datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
+    except ValueError:
+        return NEVER
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8; half a surrogate pair, which JSON allows and UTF-8 does not, stays the escape that it was."""
+    return text.encode("utf-8", "backslashreplace")
