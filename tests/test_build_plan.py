@@ -317,7 +317,7 @@ FAILED = "FAILED: [code=1] /src/fused.o"
             id="Python alone",
         ),
         pytest.param(
-            [NINJA, "[4/12] c++ -Werror -c a.cpp", "that was all  "], "that was all (last line)", id="nothing says why"
+            [NINJA, "[4/12] c++ -Werror -c Exception.cpp", "that was all  "], "that was all (last line)", id="nothing says why"
         ),
         pytest.param(
             ["nvcc -I" + "x" * 1000 + " error: no", "done"], "done (last line)", id="a command that ninja shows"

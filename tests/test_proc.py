@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,15 @@ def test_output_and_code_come_back_and_stdin_is_closed() -> None:
     done = proc.run(python(script), timeout=30)
     assert (done.code, done.out, done.err, done.last_line) == (3, "out\n0\n", "err\n", "err")
     assert done.argv == tuple(map(str, python(script)))
+
+
+def test_a_program_does_not_read_what_is_typed_for_us() -> None:
+    """git would ask for a password there; nothing that sagewheels runs may wait for an answer."""
+    script = "import sys; from sagewheels import proc; print(proc.run([sys.executable, '-c', sys.argv[1]]).out)"
+    env = {**os.environ, "PYTHONPATH": str(Path(proc.__file__).parents[1])}
+    argv = [sys.executable, "-c", script, "import sys; print(repr(sys.stdin.read()))"]
+    done = subprocess.run(argv, input="typed", env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "''\n\n"
 
 
 def test_arguments_reach_the_program_as_they_are() -> None:
