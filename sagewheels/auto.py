@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from urllib.parse import unquote
 
 from sagewheels import installed, stack, steps, ui
 from sagewheels.errors import NothingCompatible, StoreError
@@ -40,6 +41,9 @@ _REST = "then the wheel is verified, installed and smoked; nothing was changed"
 def plan(job: Job, *, rebuild: bool) -> None:
     """Says what `auto` would do, and why, step by step; asks the store, changes nothing."""
     steps.do_stack(job)
+    if stack.faults(job.target, job.need, job.settings):
+        ui.say("plan", "then, with that stack, the store is asked; what it lacks is built; nothing was changed")
+        return
     try:
         found = not rebuild and (steps.plan_fetch(job) or _in_wheelhouse(job) is not None)
     except StoreError as error:
@@ -47,16 +51,13 @@ def plan(job: Job, *, rebuild: bool) -> None:
         found = _in_wheelhouse(job) is not None
     if not found:
         steps.do_build(job)
-        ui.say(
-            "upload",
-            f"would publish it to {job.store.label}" if job.store.writable else "would publish nothing: no HF_TOKEN",
-        )
+        ui.say("upload", f"would publish it to {job.store.label}" if job.store.writable else "would publish nothing")
     ui.say("plan", _REST)
 
 
 def install(job: Job) -> None:
     """`auto` without the compiler. Raises NothingCompatible when the store has nothing."""
-    if in_place(job):
+    if in_place(job, "install"):
         return
     steps.do_stack(job)
     made = steps.do_fetch(job)
@@ -68,17 +69,17 @@ def install(job: Job) -> None:
     ui.say("install", f"done: {made[0].name} in {job.target.prefix}")
 
 
-def in_place(job: Job) -> bool:
+def in_place(job: Job, topic: str = "auto") -> bool:
     """Whether what is installed is the wheel that passed smoke here, under the very same circumstances."""
     state = installed.read_state(job.settings, job.target, job.recipe)
+    if job.settings.wheel_url and str(state.get("wheel")) not in unquote(job.settings.wheel_url):
+        return False
     if not state.get("passed") or state["passed"] != steps.circumstances(job):
         return False
     untouched = installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256")))
     if not untouched or stack.faults(job.target, job.need, job.settings):
         return False
-    ui.say(
-        "auto", f"nothing to do: {state['wheel']} is in {job.target.prefix}, {state.get('words', 'passed smoke here')}"
-    )
+    ui.say(topic, f"nothing to do: {state['wheel']} is in {job.target.prefix}, {state['words']}")
     return True
 
 

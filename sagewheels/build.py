@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,15 @@ class Jobs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What is appended for each compiler and the linker: the manifest's flags, then the user's own."""
+
+    cxx: str
+    nvcc: str
+    link: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that decides what the compiler is asked to do, and so what the wheel is."""
 
@@ -57,6 +66,7 @@ class Plan:
     jobs: Jobs
     tools: str
     glibc: str
+    flags: Flags
 
     @property
     def extensions(self) -> tuple[str, ...]:
@@ -108,14 +118,18 @@ def build_key(plan: Plan, commit: str, patches: Sequence[str]) -> str:
         "compiler": plan.toolkit.compiler,
         "glibc": plan.glibc,
         "tools": plan.tools,
-        "flags": [*plan.recipe.cxx_flags, *_nvcc_flags(plan), *plan.recipe.link_flags],
+        "flags": asdict(plan.flags),
         "environment": dict(plan.recipe.environment),
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _nvcc_flags(plan: Plan) -> tuple[str, ...]:
-    return plan.recipe.nvcc(plan.toolkit.version)
+def _flags(settings: Settings, recipe: Recipe, cuda: str) -> Flags:
+    return Flags(
+        cxx=" ".join([*recipe.cxx_flags, *settings.variable("CXX_APPEND_FLAGS").split()]),
+        nvcc=" ".join([*recipe.nvcc(cuda), *settings.nvcc_append_flags.split()]),
+        link=" ".join([*recipe.link_flags, *settings.variable("LDFLAGS").split()]),
+    )
 
 
 def prepare(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target: Target, host: Host) -> Plan:
@@ -123,6 +137,7 @@ def prepare(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target:
 
     Raises UsageError with the remedy.
     """
+    recipe.refuse_mixed(archs)
     rules = tuple(recipe.rules(archs))
     kit = toolkit.find(settings, target, recipe, rules)
     return Plan(
@@ -134,6 +149,7 @@ def prepare(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target:
         jobs=jobs(settings, recipe, archs, host),
         tools=_tools(settings, target, recipe),
         glibc=host.glibc,
+        flags=_flags(settings, recipe, kit.version),
     )
 
 
@@ -207,9 +223,9 @@ def environment(settings: Settings, plan: Plan, tree: Checkout, key: str, out: P
         "CUDAARCHS": settings.cudaarchs or ";".join(one.plain.number for one in plan.archs),
         "EXT_PARALLEL": str(plan.jobs.extensions),
         "MAX_JOBS": str(plan.jobs.compilers),
-        "CXX_APPEND_FLAGS": " ".join([*plan.recipe.cxx_flags, settings.variable("CXX_APPEND_FLAGS")]).strip(),
-        "NVCC_APPEND_FLAGS": " ".join([*_nvcc_flags(plan), settings.nvcc_append_flags]).strip(),
-        "LDFLAGS": " ".join([*plan.recipe.link_flags, settings.variable("LDFLAGS")]).strip(),
+        "CXX_APPEND_FLAGS": plan.flags.cxx,
+        "NVCC_APPEND_FLAGS": plan.flags.nvcc,
+        "LDFLAGS": plan.flags.link,
         **plan.recipe.environment,
     }
     return {**env, **own}
@@ -357,7 +373,7 @@ def describe(settings: Settings, plan: Plan, tree: Checkout, key: str, found: wh
             "compiler": plan.toolkit.compiler,
             "tools": plan.tools,
             "glibc": plan.glibc,
-            "flags": [*plan.recipe.cxx_flags, *_nvcc_flags(plan), *plan.recipe.link_flags],
+            "flags": asdict(plan.flags),
             "sagewheels": sagewheels.__version__,
         },
         "proofs": [],

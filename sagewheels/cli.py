@@ -7,16 +7,29 @@ import sys
 from types import ModuleType
 
 from invoke.collection import Collection
+from invoke.exceptions import ParseError
 from invoke.program import Program
 
 from sagewheels import __version__
+from sagewheels.errors import UsageError
 from sagewheels.resources import ROOT
+
+
+class _Program(Program):
+    """Invoke's Program, for which a mistyped task or flag is the user's error and not a bug."""
+
+    def parse_tasks(self) -> None:
+        """Raises UsageError for what cannot be parsed."""
+        try:
+            super().parse_tasks()
+        except ParseError as error:
+            raise UsageError(str(error), "See sagewheels --list and sagewheels --help TASK") from None
 
 
 def main() -> None:
     """Runs the tasks named on the command line, `auto` when none is."""
     namespace: Collection = _tasks().namespace
-    Program(version=__version__, namespace=namespace, name="sagewheels", binary="sagewheels").run(sys.argv)
+    _Program(version=__version__, namespace=namespace, name="sagewheels", binary="sagewheels").run(sys.argv)
 
 
 def _tasks() -> ModuleType:

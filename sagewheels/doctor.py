@@ -107,7 +107,7 @@ def _compiler(job: Job) -> Iterator[Check]:
 
 def _store(job: Job) -> Iterator[Check]:
     fits = [verdict for verdict in job.verdicts() if verdict.fits]
-    found = f"{job.store.label}: {len(job.published)} wheels, {len(fits)} fit"
+    found = f"{job.store.label}: {ui.count(len(job.published), 'wheel')}, {len(fits)} for this machine"
     remedy = "" if fits else "auto will compile one"
     yield Check(what="store", standing="ok" if fits else "note", found=found, remedy=remedy)
     if not job.store.writable:

@@ -101,6 +101,9 @@ def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:
     manifest = loads(beside, f"{name}.json") if beside is not None else parse(_from_name(name), name)
     if found:
         manifest = manifest.updated(wheel_sha256=found[1].lower())
+    # A manifest that is here already, of the same bytes, knows more than the address does.
+    known = [one for path, one in wheelhouse.wheels(job.settings) if path.name == name]
+    manifest = next((one for one in known if one.wheel_sha256 == manifest.wheel_sha256 != ""), manifest)
     if manifest.wheel_file != name:
         raise Refused(f"{name}.json describes {manifest.wheel_file}", "Publish the wheel with its own manifest")
     if not manifest.wheel_sha256 and not job.settings.allow_unsafe_wheel:

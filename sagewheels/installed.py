@@ -56,8 +56,23 @@ def fingerprint(found: Target, recipe: Recipe) -> str:
 
 
 def is_in_place(found: Target, recipe: Recipe, state: dict[str, Any], sha256: str) -> bool:
-    """Whether the wheel with this sha256 is what is installed, untouched since."""
-    return bool(sha256) and state.get("sha256") == sha256 and state.get("record") == fingerprint(found, recipe) != ""
+    """Whether the wheel with this sha256 is what is installed, every file of it untouched since."""
+    same = bool(sha256) and state.get("sha256") == sha256 and state.get("record") == fingerprint(found, recipe) != ""
+    return same and _is_intact(found.dist_info[recipe.name])
+
+
+def _is_intact(dist_info: Path) -> bool:
+    """Whether every file has the sha256 that RECORD says; a few milliseconds for a wheel of a few megabytes."""
+    rows = csv.reader(io.StringIO((dist_info / "RECORD").read_text(encoding="utf-8")))
+    try:
+        return all(_digest((dist_info.parent / row[0]).read_bytes()) == row[1] for row in rows if row[1:2] != [""])
+    except (OSError, IndexError):
+        return False
+
+
+def _digest(content: bytes) -> str:
+    """The form in which RECORD writes a sha256."""
+    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
 def install(settings: Settings, found: Target, recipe: Recipe, wheel: Path, sha256: str) -> Target:
@@ -70,8 +85,11 @@ def install(settings: Settings, found: Target, recipe: Recipe, wheel: Path, sha2
     if is_in_place(found, recipe, state, sha256):
         ui.say("install", f"{wheel.name} is installed already")
         return found
-    # An install that was cut off has left half a package: the copy made before it is the one to keep.
-    previous = state["previous"] if state.get("pending") else _set_aside(settings, found, recipe)
+    # What a cut-off install, or the same wheel damaged since, has left is not worth keeping: what was before it is.
+    again = state.get("pending") or (
+        state.get("sha256") == sha256 and state.get("record") == fingerprint(found, recipe)
+    )
+    previous = state["previous"] if again else _set_aside(settings, found, recipe)
     write_state(settings, found, recipe, {"pending": wheel.name, "previous": previous})
     try:
         installer.install_wheel(settings, found, wheel, name=recipe.name)
@@ -136,8 +154,7 @@ def repack(dist_info: Path, into: Path) -> Path:
     with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in sorted(files.items()):
             content = path.read_bytes()
-            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-            record.writerow([name, f"sha256={digest}", len(content)])
+            record.writerow([name, _digest(content), len(content)])
             archive.writestr(name, content)
         record.writerow([f"{dist_info.relative_to(site)}/RECORD", "", ""])
         archive.writestr(f"{dist_info.relative_to(site)}/RECORD", rows.getvalue())

@@ -147,9 +147,10 @@ def _glibc(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
 
 def _source(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
     """The version is no identity: upstream's main and the forks report the same one. The commit is."""
-    made_from = [str(candidate.data.get(f"built_from_{key}") or "") for key in ("commit", "ref")]
-    if wanted.source and made_from[0] and wanted.source not in made_from:
-        yield f"it was built from {made_from[1] or 'commit'} {made_from[0][:12]}, {wanted.source[:12]} is asked for"
+    commit, ref = (str(candidate.data.get(f"built_from_{key}") or "") for key in ("commit", "ref"))
+    # The first installer may have written a short commit id.
+    if wanted.source and commit and not wanted.source.startswith(commit) and wanted.source != ref:
+        yield f"it was built from {ref or 'commit'} {commit[:12]}, {wanted.source[:12]} is asked for"
 
 
 def _patches(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:

@@ -33,9 +33,10 @@ class Result:
 
     @property
     def last_line(self) -> str:
-        """The last line that says something, of stderr if it spoke, else of stdout."""
+        """The line that says why: the first `fatal:`, else the last of stderr if it spoke, else of stdout."""
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
-        return lines[-1] if lines else f"no output, {ending(self.code)}"
+        fatal = [line for line in lines if line.startswith("fatal:")]
+        return (fatal or lines[-1:])[0] if lines else f"no output, {ending(self.code)}"
 
 
 def ending(code: int) -> str:

@@ -87,8 +87,15 @@ class Recipe:
         unknown = [str(one) for one in archs if one.plain not in self.archs]
         if unknown:
             known = ", ".join(map(str, self.archs))
-            raise UsageError(f"{self.name} {self.version} has no kernels for {', '.join(unknown)}", f"It knows {known}")
+            what = f"{self.name} {self.version} has no kernels for {', '.join(unknown)}"
+            raise UsageError(what, f"It knows {known}: name yours with --arch or TORCH_CUDA_ARCH_LIST")
         return [self.archs[one.plain] for one in archs]
+
+    def refuse_mixed(self, archs: Sequence[Arch]) -> None:
+        """Raises UsageError for an arch-specific cubin beside another: one list of archs serves all extensions."""
+        own = [str(rule.arch) for rule in self.rules(archs) if rule.cubin.suffix]
+        if own and len(archs) > 1:
+            raise UsageError(f"{own[0]} cannot be built together with another arch", "Build a wheel for each")
 
     def nvcc(self, cuda: str) -> tuple[str, ...]:
         """The flags for an nvcc of this CUDA version: those for all, and those that it is new enough for."""

@@ -45,6 +45,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     print("\n".join(line.rstrip() for line in drawn.get().splitlines()), flush=True)
 
 
+def count(number: int, noun: str) -> str:
+    """`1 wheel`, `2 wheels`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """`0.4 s`, `12 s`, `3 min 05 s`."""
     if seconds < 10:
