@@ -109,6 +109,29 @@ def test_a_target_without_torch_or_cuda_is_named() -> None:
     assert reasons(wheel(), cuda="") == ("it was built for CUDA 13.0, the target's torch has no CUDA",)
 
 
+PINNED, OTHER = "eb615cf6cf4d221338033340ee2de1c37fbdba4a", "93128b972683e52cd382c6731c1f09505e7524b5"
+
+
+@pytest.mark.parametrize(
+    ("commit", "ref", "asked", "reason"),
+    [
+        (PINNED, "v2.2.0", PINNED, ""),
+        (PINNED[:7], "v2.2.0", PINNED, ""),
+        (PINNED, None, "", ""),
+        (None, None, PINNED, ""),
+        (OTHER, "main", "main", ""),
+        (OTHER, "main", PINNED, "it was built from main 93128b972683, eb615cf6cf4d is asked for"),
+        (OTHER, None, PINNED, "it was built from commit 93128b972683, eb615cf6cf4d is asked for"),
+        (PINNED, "v2.2.0", "main", "it was built from v2.2.0 eb615cf6cf4d, main is asked for"),
+    ],
+)
+def test_the_same_version_of_another_source_is_another_thing(
+    commit: str | None, ref: str | None, asked: str, reason: str
+) -> None:
+    candidate = wheel(built_from_commit=commit, built_from_ref=ref)
+    assert reasons(candidate, source=asked) == ((reason,) if reason else ())
+
+
 SERIES = frozenset({"0001-a.patch", "0002-b.patch"})
 WITH_ONE = [{"name": "0001-a.patch", "sha256": "ab" * 32}]
 

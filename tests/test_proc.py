@@ -90,6 +90,7 @@ def test_output_that_is_no_text_is_still_read() -> None:
     [
         ("one\ntwo\n\n", "", 1, "two"),
         ("one\n", "  why  \n \n", 1, "why"),
+        ("", "warning: x\nfatal: no such ref\nfatal: second\nPlease make sure", 128, "fatal: no such ref"),
         ("", "", 2, "no output, exit code 2"),
         ("\n", "", -9, "no output, killed by SIGKILL"),
     ],

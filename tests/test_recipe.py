@@ -126,7 +126,8 @@ def test_an_arch_has_its_rule() -> None:
 def test_an_arch_that_the_source_does_not_know_is_refused(archs: str, named: str) -> None:
     with pytest.raises(UsageError) as caught:
         parsed().rules(arch.parse_list(archs))
-    assert str(caught.value) == f"thing 1.2.3 has no kernels for {named}. It knows 9.0, 12.0."
+    remedy = "It knows 9.0, 12.0: name yours with --arch or TORCH_CUDA_ARCH_LIST."
+    assert str(caught.value) == f"thing 1.2.3 has no kernels for {named}. {remedy}"
 
 
 @pytest.mark.parametrize(
