@@ -172,10 +172,7 @@ def test_what_the_user_installed_since_is_the_new_way_back(place: Place, ours: P
     assert place.restore() == f"{theirs.name} is back"
 
 
-_RECORD_ONLY = "installed.fingerprint is of RECORD alone: files that were changed or deleted behind it are not seen"
-
-
-@pytest.mark.xfail(strict=True, reason=_RECORD_ONLY)
+@pytest.mark.xfail(strict=True, reason="installed.restore looks at RECORD alone, and overwrites files changed since")
 def test_files_that_the_user_changed_since_are_left_alone(place: Place, ours: Path) -> None:
     place.install(ours)
     (place.machine.site / wheels.PACKAGE / "__init__.py").write_text("mark = 'by hand'\n")
@@ -183,7 +180,6 @@ def test_files_that_the_user_changed_since_are_left_alone(place: Place, ours: Pa
     assert place.machine.import_version() == "by hand"
 
 
-@pytest.mark.xfail(strict=True, reason=_RECORD_ONLY)
 def test_an_installed_package_that_lost_a_file_is_installed_again(place: Place, ours: Path) -> None:
     place.install(ours)
     module = place.machine.site / wheels.PACKAGE / "_fused.abi3.so"

@@ -332,7 +332,6 @@ def test_a_repository_that_does_not_answer(upstream: Path) -> None:
     assert re.fullmatch(UNFETCHED.format("local:gone.git:", CHECK), str(caught.value))
 
 
-@pytest.mark.xfail(strict=True, reason="proc.run shows git's last line, 'and the repository exists', not the fatal one")
 def test_a_repository_that_does_not_answer_is_told_in_words_that_help(upstream: Path) -> None:
     line = bench(upstream).error(StoreError, sage_source_repo=str(upstream.parent / "gone.git"))
     assert "does not appear to be a git repository" in line
