@@ -30,8 +30,9 @@ from sagewheels.toolkit import Toolkit
 
 _UNIT_DONE = re.compile(r"^\[\d+/\d+\] ", re.MULTILINE)
 _MATTERS = (
-    re.compile(r"\b(?:fatal )?error\b ?:|\berror #\d|^#error|undefined reference|cannot find -l|No such file"),
-    re.compile(r"Killed|signal 9|out of memory|No space left|ptxas fatal|nvcc fatal|cicc.*fail|Segmentation"),
+    re.compile(r"\bKilled\b|signal 9|out of memory|No space left"),
+    re.compile(r"\b(?:fatal )?error\b *:|\berror #\d|^#error|undefined reference|cannot find -l|No such file"),
+    re.compile(r"ptxas fatal|nvcc fatal|cicc.*fail|Segmentation"),
     re.compile(r"\b(?:\w+Error|FAILED|Exception)\b"),
 )
 

@@ -112,7 +112,9 @@ def _read_dotenv(path: Path) -> Iterator[tuple[str, str]]:
         with path.open(encoding="utf-8") as stream:
             for binding in parse_stream(stream):
                 if binding.error:
-                    raise UsageError(f"{path} line {binding.original.line} cannot be read", "Write KEY=value")
+                    text = binding.original.string
+                    line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+                    raise UsageError(f"{path} line {line} cannot be read", "Write KEY=value")
                 if binding.key is not None:
                     yield binding.key, binding.value or ""
     except (OSError, UnicodeDecodeError) as error:
@@ -129,16 +131,22 @@ def _checked(known: Mapping[str, tuple[str, str]], cwd: Path) -> Iterator[tuple[
         if isinstance(default, bool):
             yield key.lower(), _boolean(key, text, where)
         elif isinstance(default, Path):
-            yield key.lower(), Path(text).expanduser()
+            yield key.lower(), cwd / _folder(key, text, where)
         elif default is None:
             yield key.lower(), _count(key, text, where)
         else:
             yield key.lower(), _text(key, text, where)
     for key, item in KEYS.items():
         # Relative folders are relative to where the user stands, fixed once so that a later chdir cannot move them.
-        if isinstance(item.default, Path):
-            text = known.get(key, ("", ""))[0].strip()
-            yield key.lower(), cwd / (Path(text).expanduser() if text else item.default)
+        if isinstance(item.default, Path) and not known.get(key, ("", ""))[0].strip():
+            yield key.lower(), cwd / item.default
+
+
+def _folder(key: str, text: str, where: str) -> Path:
+    try:
+        return Path(_text(key, text, where)).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{key}={text!r} in {where} names a home that is not there", "Write the whole path") from None
 
 
 def _boolean(key: str, text: str, where: str) -> bool:

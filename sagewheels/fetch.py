@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sagewheels import match, ui, verify, web, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, UsageError
@@ -97,7 +97,7 @@ def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:
         raise UsageError(f"WHEEL_URL={url!r} is not the address of a wheel", "Write https://.../name.whl")
     bare = url.partition("#")[0]
     found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", parts.fragment)
-    beside = web.small(f"{bare}.json")
+    beside = web.small(urlunsplit(parts._replace(path=f"{parts.path}.json", fragment="")))
     manifest = loads(beside, f"{name}.json") if beside is not None else parse(_from_name(name), name)
     if found:
         manifest = manifest.updated(wheel_sha256=found[1].lower())

@@ -157,7 +157,10 @@ def _memory_left(folder: Path) -> int | None:
     for limit_name, used_name in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         limit, used = _read(folder / limit_name).strip(), _read(folder / used_name).strip()
         if limit.isdecimal() and used.isdecimal() and int(limit) < 1 << 60:
-            cache = re.search(r"^(?:total_)?inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+            # v1 counts a group's use with its children, and their cache as total_inactive_file only.
+            stat = _read(folder / "memory.stat")
+            names = ("total_inactive_file", "inactive_file")
+            cache = next((hit for name in names if (hit := re.search(rf"^{name} (\d+)", stat, re.MULTILINE))), None)
             return max(0, int(limit) - int(used) + (int(cache[1]) if cache else 0))
     return None
 

@@ -110,8 +110,7 @@ def restore(settings: Settings, found: Target, recipe: Recipe) -> str:
     Touches nothing when it was not sagewheels that installed what is there.
     """
     state = read_state(settings, found, recipe)
-    mine = state.get("pending") or (state.get("record") and state["record"] == fingerprint(found, recipe))
-    if not mine:
+    if not (state.get("pending") or is_in_place(found, recipe, state, str(state.get("sha256")))):
         return f"{recipe.name} was not installed by sagewheels and is left as it is"
     previous = state.get("previous")
     if previous and not Path(previous).is_file():

@@ -47,7 +47,9 @@ def pip(
 def install_wheel(settings: Settings, target: Target, wheel: Path, *, name: str) -> None:
     """Puts exactly this wheel file into the target, without its dependencies, replacing any installed version."""
     uv = uv_program(settings)
-    replace: list[str | Path] = ["--reinstall-package", name] if uv else ["--force-reinstall"]
+    # uv links files to its cache, which an edit of the installed file would change too: only the wheel's bytes count.
+    fresh = ["--no-cache", "--link-mode", "copy", "--reinstall-package", name]
+    replace: list[str | Path] = [*fresh] if uv else ["--no-cache-dir", "--force-reinstall"]
     pip(settings, target, "install", ["--no-deps", "--no-index", *replace, wheel.resolve()], error=UsageError)
 
 

@@ -158,7 +158,8 @@ def _patches(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
     listed = candidate.data.get("patches")
     if candidate.proofs or not isinstance(listed, list):
         return
-    missing = wanted.patches - {item.get("name") for item in listed if isinstance(item, dict)}
+    names = [item.get("name") for item in listed if isinstance(item, dict)]
+    missing = wanted.patches - {name for name in names if isinstance(name, str)}
     if missing:
         yield f"it was built without {', '.join(sorted(missing))}, and nothing has proven it"
 

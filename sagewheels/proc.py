@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import IO
 from sagewheels.config import SECRETS
 from sagewheels.errors import SageError, UsageError
 
+_NO_PROGRAM = {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOEXEC, errno.EISDIR}
 _REMEDIES = {
     "git": "Install git (apt-get install git)",
     "c++": "Install a C++ compiler (apt-get install g++)",
@@ -62,23 +64,12 @@ def run(
     Raises UsageError when the program is missing, and `error`, if given, when it fails or outlasts `timeout` seconds.
     """
     args = tuple(str(part) for part in argv)
-    try:
-        done = subprocess.run(
-            args,
-            env=_clean(env),
-            cwd=cwd,
-            timeout=timeout,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            check=False,
-            text=True,
-            errors="replace",
-        )
-    except (FileNotFoundError, PermissionError, NotADirectoryError) as problem:
-        raise _missing(args[0], problem) from None
-    except subprocess.TimeoutExpired:
-        done = subprocess.CompletedProcess(args, -signal.SIGKILL, "", f"did not end within {timeout:g} s")
-    result = Result(args, done.returncode, done.stdout, done.stderr)
+    with _session(args, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+            result = Result(args, process.returncode, out, err)
+        except subprocess.TimeoutExpired:
+            result = Result(args, -signal.SIGKILL, "", f"did not end within {timeout:g} s")
     if error and result.code:
         raise error(f"{Path(args[0]).name} {_verb(args)}failed ({ending(result.code)}): {result.last_line}")
     return result
@@ -92,33 +83,54 @@ def stream(
 
     Raises UsageError when the program is missing.
     """
-    args = [str(part) for part in argv]
+    args = tuple(str(part) for part in argv)
+    with _session(args, env=env, cwd=cwd, stdout=log, stderr=subprocess.STDOUT) as process:
+        yield process
+
+
+@contextmanager
+def _session(
+    args: tuple[str, ...], *, env: Mapping[str, str] | None, cwd: Path | None, stdout: IO[str] | int, stderr: int
+) -> Iterator[subprocess.Popen[str]]:
+    """A program in a session of its own, of which nothing is left when the block ends: compilers are grandchildren."""
     try:
         process = subprocess.Popen(
             args,
             env=_clean(env),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
+            stdout=stdout,
+            stderr=stderr,
             text=True,
+            errors="replace",
             start_new_session=True,
         )
-    except (FileNotFoundError, PermissionError, NotADirectoryError) as problem:
+    except OSError as problem:
+        if problem.errno not in _NO_PROGRAM or (cwd and not cwd.is_dir()):
+            raise
         raise _missing(args[0], problem) from None
     try:
         yield process
     finally:
-        # Compilers are grandchildren: Ctrl-C must end them too, and they have a process group of their own.
-        try:
-            os.killpg(process.pid, signal.SIGTERM if process.poll() is None else signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        if process.poll() is None:
+            _signal(process, signal.SIGTERM)
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                pass
+        _signal(process, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
+                pipe.close()
+
+
+def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Sends a signal to the whole session, if anything of it is left."""
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
 
 
 def _clean(env: Mapping[str, str] | None) -> dict[str, str]:

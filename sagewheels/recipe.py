@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,7 +132,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         raise UsageError(f"{path}: schema {data['schema']} is not {SCHEMA}", "Update sagewheels")
     source, build, smoke = top.table("source"), top.table("build"), top.table("smoke")
     since = build.table("nvcc_flags_since")
-    units = {name: item.whole("units") for name, item in top.table("extension").tables()}
+    units = {name: _units(item) for name, item in top.table("extension").tables()}
     recipe = Recipe(
         file=path,
         name=top.text("name"),
@@ -141,20 +142,40 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         requires=build.texts("requires"),
         cxx_flags=build.texts("cxx_flags", ()),
         nvcc_flags=build.texts("nvcc_flags", ()),
-        nvcc_flags_since={cuda: since.texts(cuda) for cuda in since.data},
+        nvcc_flags_since={since.version_key(cuda): since.texts(cuda) for cuda in since.data},
         link_flags=build.texts("link_flags", ()),
         environment={key: build.table("environment").text(key) for key in build.table("environment").data},
         memory_per_unit=build.whole("memory_per_unit_mb", 2000) * 1_000_000,
         headers=build.texts("headers", ()),
-        min_torch=build.text("min_torch", ""),
+        min_torch=build.release("min_torch", "0"),
         units=units,
         archs=dict(sorted(_rule(name, item, units) for name, item in top.table("arch").tables())),
         patches=tuple(_patch(file, path, top.text("patches_dir", path.stem)) for file in top.texts("patches", ())),
-        smoke=smoke.data,
+        smoke=_smoke(smoke),
     )
     for table in (top, source, build):
         table.nothing_left()
     return recipe
+
+
+def _units(table: _Table) -> int:
+    count = table.whole("units")
+    table.nothing_left()
+    return count
+
+
+def _smoke(table: _Table) -> Mapping[str, Any]:
+    """The table as it is, after a look at every key that the probe and the verdict rely on."""
+    module, _, name = table.text("call").partition(":")
+    if not module or not name:
+        raise UsageError(f"{table.where('call')} must be module:function")
+    for key in ("min_cosine", "max_relative_l2"):
+        table.number(key)
+    for key in ("head_dims", "lengths", "dtypes", "layouts", "heads"):
+        table.filled(key)
+    table.filled("timed", empty=True)
+    table.nothing_left()
+    return table.data
 
 
 def _source(table: _Table) -> Source:
@@ -169,10 +190,12 @@ def _source(table: _Table) -> Source:
 
 
 def _rule(name: str, table: _Table, units: Mapping[str, int]) -> tuple[Arch, ArchRule]:
+    cubin_text = table.text("cubin")
     try:
-        own, cubin = arch.parse(name), arch.parse(table.text("cubin"))
+        where, own = table.where(""), arch.parse(name)
+        where, cubin = table.where("cubin"), arch.parse(cubin_text)
     except UsageError as error:
-        raise UsageError(f"{table.where('cubin')}: {error.what}") from None
+        raise UsageError(f"{where.rstrip('.')}: {error.what}") from None
     extensions = table.texts("extensions")
     unknown = set(extensions) - set(units)
     if unknown:
@@ -180,7 +203,7 @@ def _rule(name: str, table: _Table, units: Mapping[str, int]) -> tuple[Arch, Arc
     rule = ArchRule(
         arch=own,
         cubin=cubin,
-        min_cuda=table.text("min_cuda"),
+        min_cuda=table.release("min_cuda"),
         extensions=extensions,
         kernel=table.text("kernel"),
     )
@@ -203,7 +226,7 @@ class _Table:
     def __init__(self, data: object, path: Path, key: str) -> None:
         self._path, self._key, self._seen = path, key, set[str]()
         if not isinstance(data, dict):
-            raise UsageError(f"{path}: {key or 'the file'} is not a table")
+            raise UsageError(f"{path}: {key.rstrip('.') or 'the file'} is not a table")
         self.data: dict[str, Any] = data
 
     def where(self, key: str) -> str:
@@ -232,6 +255,32 @@ class _Table:
         if value < 1:
             raise UsageError(f"{self.where(key)} must be positive")
         return value
+
+    def release(self, key: str, default: str | None = None) -> str:
+        """A version in numbers: 12.8."""
+        return self._release(key, self.text(key, default))
+
+    def version_key(self, key: str) -> str:
+        """A key of this table that is itself a version in numbers."""
+        return self._release(key, key)
+
+    def _release(self, key: str, value: str) -> str:
+        if not re.fullmatch(r"\d+(\.\d+)*", value):
+            raise UsageError(f"{self.where(key)}: {value!r} is not a version such as 12.8")
+        return value
+
+    def number(self, key: str) -> float:
+        """A number between 0 and 1."""
+        self._seen.add(key)
+        value = self.data.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise UsageError(f"{self.where(key)} must be a number from 0 to 1")
+        return value
+
+    def filled(self, key: str, *, empty: bool = False) -> None:
+        """A list, which may lack or be empty only if `empty`."""
+        if not self._get(key, list, [] if empty else None) and not empty:
+            raise UsageError(f"{self.where(key)} is empty: then nothing would be tried")
 
     def texts(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """A list of texts."""

@@ -122,6 +122,8 @@ def _import_failures(answer: Mapping[str, Any], found: Target, host: Host) -> It
 def _gpu_failures(gpu: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
     """What is wrong on one GPU, the worst first."""
     bad = [case for case in gpu["cases"] if not right(case, recipe)]
+    if not gpu["cases"]:
+        yield "no case was run"
     if bad:
         yield f"{len(bad)} of {len(gpu['cases'])} cases are wrong, first {name(bad[0])}: {_how(bad[0])}"
     if gpu.get("error"):

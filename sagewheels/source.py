@@ -47,7 +47,7 @@ def checkout(settings: Settings, recipe: Recipe, folder: Path) -> Checkout:
     pinned = commit == recipe.source.commit
     if not pinned and ref == recipe.source.ref:
         raise UsageError(
-            f"{ref} of {repo} is commit {commit}, {recipe.file.name} pins {recipe.source.commit}",
+            f"{ref} of {public_name(repo)} is commit {commit}, {recipe.file.name} pins {recipe.source.commit}",
             "Use the pinned source, or set SAGE_SOURCE_REF to another ref on purpose",
         )
     if not pinned:
@@ -60,8 +60,9 @@ def checkout(settings: Settings, recipe: Recipe, folder: Path) -> Checkout:
 def public_name(repo: str) -> str:
     """How a repository is named in published files: no credentials, and nothing of this machine's folders."""
     if "://" in repo and not repo.startswith("file:"):
-        return re.sub(r"//[^/@]*@", "//", repo)
-    return f"local:{Path(repo).name}" if "@" not in repo else repo
+        return re.sub(r"//[^/]*@", "//", repo)
+    # git@host:owner/name is an address too; a slash before the colon makes it a path.
+    return repo if re.match(r"[^/:]+@[^/:]+:", repo) else f"local:{Path(repo).name}"
 
 
 def _fetch(settings: Settings, recipe: Recipe, folder: Path, repo: str, ref: str) -> str:
@@ -101,12 +102,12 @@ def anchors(patch: Patch) -> list[tuple[str, str, str]]:
     Raises UsageError for a patch without them, or one that does anything but insert lines.
     """
     text = patch.path.read_text(encoding="utf-8")
-    found = [(match["file"], match["old"], match["new"]) for match in _ANCHOR.finditer(text)]
-    body = text[text.find("diff --git") :].splitlines()
-    removes = [line for line in body if line.startswith(("-", " ")) and not line.startswith("--- ")]
-    if not found or removes:
+    files = re.split(r"^(?=diff --git )", text, flags=re.MULTILINE)[1:]
+    found = [_ANCHOR.match(part) for part in files]
+    hunks = [line for part in files for line in part.partition("\n@@ ")[2].splitlines()[1:]]
+    if not files or not all(found) or not all(line.startswith(("+", "@@ ", "\\")) for line in hunks):
         raise UsageError(f"{patch.path} must only insert lines, below `diff --git` and `index` lines")
-    return found
+    return [(match["file"], match["old"], match["new"]) for match in found if match]
 
 
 def apply(settings: Settings, folder: Path, patch: Patch, *, pinned: bool) -> bool:

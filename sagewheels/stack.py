@@ -80,7 +80,7 @@ def _pin_faults(found: Target, settings: Settings) -> Iterable[str]:
     for name in target.STACK:
         pin = getattr(settings, f"{name}_version")
         have = found.torch.version if name == "torch" and found.torch else found.versions.get(name, "nothing")
-        if pin and have not in (pin, pin.partition("+")[0]) and have.partition("+")[0] != pin:
+        if pin and have != pin and not _same(have, pin):
             yield f"{name} is {have}, {name.upper()}_VERSION pins {pin}"
 
 
@@ -118,18 +118,23 @@ def variant(need: Need, settings: Settings) -> tuple[str, str]:
     Raises UsageError when the driver is too old for the GPU.
     """
     oldest = max((cuda_for(arch, settings) for arch in need.archs), key=_key)
-    fits = [name for name in _VARIANTS if not _older(_dotted(name), oldest) and _runs(_dotted(name), need.driver_cuda)]
-    asked = settings.cuda_index_variant
-    if not fits:
-        archs = ", ".join(map(str, need.archs))
+    known = [name for name in _VARIANTS if not _older(_dotted(name), oldest)]
+    fits = [name for name in known if _runs(_dotted(name), need.driver_cuda)]
+    asked, archs = settings.cuda_index_variant, ", ".join(map(str, need.archs))
+    if not known:
         raise UsageError(
-            f"the driver runs CUDA up to {need.driver_cuda}, arch {archs} needs {oldest}", "Update the driver"
+            f"no CUDA is as new as {oldest}, which arch {archs} is said to need", "Correct MIN_CUDA_FOR_SM120"
         )
+    if not fits:
+        what = f"the driver runs CUDA up to {need.driver_cuda}, arch {archs} needs {oldest}"
+        raise UsageError(what, "Update the driver")
     if not _older(_dotted(asked), oldest) and _runs(_dotted(asked), need.driver_cuda):
         return asked, "CUDA_INDEX_VARIANT"
-    better = fits[0] if _older(_dotted(asked), oldest) else fits[-1]
-    limit = f"arch needs CUDA {oldest}" if better == fits[0] else f"the driver runs CUDA up to {need.driver_cuda}"
-    return better, f"not {asked}: {limit}"
+    if _older(_dotted(asked), oldest):
+        return fits[0], f"not {asked}: arch needs CUDA {oldest}"
+    # Newer than the driver would run within the same major, but rather what the driver was made for.
+    made_for = [name for name in fits if not _older(need.driver_cuda, _dotted(name))]
+    return (made_for or fits[:1])[-1], f"not {asked}: the driver runs CUDA up to {need.driver_cuda}"
 
 
 def attempts(found: Target, need: Need, settings: Settings, proven: Sequence[WheelManifest] = ()) -> Iterator[Attempt]:
@@ -242,6 +247,14 @@ def _runs(cuda: str, driver_cuda: str) -> bool:
 def _dotted(name: str) -> str:
     """`12.8` for cu128."""
     return f"{name[2:-1]}.{name[-1]}"
+
+
+def _same(have: str, pin: str) -> bool:
+    """Whether a version satisfies `==pin`: 2.11 means 2.11.0, and no local label means any."""
+    try:
+        return SpecifierSet(f"=={pin}").contains(have, prereleases=True)
+    except InvalidSpecifier:
+        return False
 
 
 def _older(have: str, need: str) -> bool:

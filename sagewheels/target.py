@@ -75,7 +75,10 @@ def locate(settings: Settings) -> tuple[Path, str]:
 
 def _choices(settings: Settings) -> list[tuple[Path, str]]:
     if settings.python_bin:
-        found = shutil.which(settings.python_bin, path=settings.variable("PATH") or None)
+        named = settings.python_bin
+        found = shutil.which(
+            str(Path(named).expanduser()) if named.startswith("~") else named, path=settings.variable("PATH") or None
+        )
         if not found:
             raise UsageError(f"PYTHON_BIN={settings.python_bin} cannot be run", "Give the path of a python executable")
         return [(Path(found).absolute(), "PYTHON_BIN")]
@@ -107,12 +110,12 @@ def ask(path: Path, why: str, environ: Mapping[str, str], packages: tuple[str, .
         raise UsageError(f"{path} ({why}) does not answer: {done.last_line}", remedy)
     try:
         facts: dict[str, Any] = json.loads(done.out.strip().splitlines()[-1])
-    except (ValueError, IndexError):
+        major, minor = (int(part) for part in facts["version"].split(".")[:2])
+        if facts["implementation"] != "cpython" or (major, minor) < (3, 9):
+            raise UsageError(f"{path} ({why}) is {facts['implementation']} {facts['version']}", remedy)
+        return _target(facts, (major, minor))
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{path} ({why}) printed something else than its facts", remedy) from None
-    version = tuple(int(part) for part in facts["version"].split(".")[:2])
-    if facts["implementation"] != "cpython" or version < (3, 9):
-        raise UsageError(f"{path} ({why}) is {facts['implementation']} {facts['version']}", remedy)
-    return _target(facts, (version[0], version[1]))
 
 
 def _target(facts: dict[str, Any], version: tuple[int, int]) -> Target:

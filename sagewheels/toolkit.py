@@ -19,6 +19,10 @@ from sagewheels.target import Target, Torch
 
 _PARTS = "nvcc,cccl,cudart,crt,nvvm"
 _FIRST_MAJOR_ON_INDEX = 13
+_CXX20_SINCE = Version("2.13.0.dev0")
+"""torch's headers want C++20 from here on (upstream defect 2); torch's own build adds the standard by itself."""
+
+_LAUNCHERS = {"ccache", "sccache", "distcc"}
 _KERNEL = """
 #include <cmath>
 #include <string>
@@ -157,6 +161,7 @@ def _compile(
     settings: Settings, home: Path, found: Target, recipe: Recipe, rules: Sequence[ArchRule], folder: Path
 ) -> str:
     """First line of the compiler's complaint, empty when it has none."""
+    standard = f"-std=c++{20 if Version(_torch(found).public) >= _CXX20_SINCE else 17}"
     torch = _torch(found).folder
     kernel, headers = folder / "kernel.cu", folder / "headers.cu"
     kernel.write_text(_KERNEL, encoding="utf-8")
@@ -164,7 +169,7 @@ def _compile(
     include = [torch / "include", torch / "include/torch/csrc/api/include", home / "include", found.include]
     places = [part for path in include for part in ("-isystem", str(path))]
     archs = [f"-gencode=arch=compute_{rule.cubin.number},code=sm_{rule.cubin.number}" for rule in rules]
-    nvcc = [str(home / "bin" / "nvcc"), *_host(settings), "-std=c++17"]
+    nvcc = [str(home / "bin" / "nvcc"), *_host(settings), standard]
     version, _ = _nvcc(settings, home)
     for argv in (
         [*nvcc, "-E", *places, str(headers), "-o", str(folder / "headers.ii")],
@@ -178,7 +183,8 @@ def _compile(
 
 def _host(settings: Settings) -> list[str]:
     """nvcc takes the host compiler by option; CXX is what torch's build uses for the other half."""
-    return ["-ccbin", settings.variable("CXX").split()[0]] if settings.variable("CXX") else []
+    words = [word for word in settings.variable("CXX").split() if Path(word).name not in _LAUNCHERS]
+    return ["-ccbin", words[0]] if words else []
 
 
 def complaint(text: str) -> str:

@@ -11,6 +11,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.parser import HeaderParser
@@ -93,7 +94,7 @@ def inspect(path: Path, package: str) -> Wheel:
             name, version = _metadata(archive, info, path.name)
             tags = _tags(archive, info, path.name)
             extensions = dict(_extensions(archive, package))
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         raise Refused(f"{path.name} is not a readable zip archive ({error})") from None
     return Wheel(path=path, sha256=sha256, size=size, name=name, version=version, tags=tags, extensions=extensions)
 
@@ -105,6 +106,8 @@ def _members(archive: zipfile.ZipFile, file: str, package: str) -> None:
         parts = PurePosixPath(item.filename).parts
         if item.filename.startswith("/") or "\\" in item.filename or ".." in parts or not parts:
             raise Refused(f"{file} holds {item.filename!r}, which lies outside of it")
+        if item.filename.rstrip("/") != str(PurePosixPath(item.filename)):
+            raise Refused(f"{file} holds {item.filename!r}, which is another spelling of {'/'.join(parts)}")
         if item.filename in seen:
             raise Refused(f"{file} holds {item.filename} twice")
         seen.add(item.filename)
