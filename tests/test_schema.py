@@ -91,7 +91,6 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.fixture
 def proven(made: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """The same with a proof as smoke writes it."""
-    exact = {"finite": True, "cosine": 1.0, "relative_l2": 0.0}
     answer = {
         "torch": wheels.TORCH,
         "imports": {},
