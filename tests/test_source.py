@@ -132,7 +132,7 @@ def test_another_commit_under_the_same_tag(upstream: Path) -> None:
     pinned, moved = git(upstream, "rev-parse", "v1"), git(upstream, "rev-parse", "main")
     git(upstream, "tag", "--force", "v1", "main")
     assert here.error(UsageError) == (
-        f"v1 of local:upstream is commit {moved}, tiny.toml pins {pinned}. "
+        f"v1 of {upstream} is commit {moved}, tiny.toml pins {pinned}. "
         "Use the pinned source, or set SAGE_SOURCE_REF to another ref on purpose."
     )
 
