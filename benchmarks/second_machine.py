@@ -20,10 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from uv import find_uv_bin
+
 from sagewheels.config import load
 from sagewheels.wheelhouse import wheels
 from tests.hub import Hub
-from uv import find_uv_bin
 
 _OTHER_TORCH = "2.10.0"
 

@@ -147,7 +147,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         environment={key: build.table("environment").text(key) for key in build.table("environment").data},
         memory_per_unit=build.whole("memory_per_unit_mb", 2000) * 1_000_000,
         headers=build.texts("headers", ()),
-        min_torch=build.release("min_torch", "0"),
+        min_torch=build.release("min_torch", ""),
         units=units,
         archs=dict(sorted(_rule(name, item, units) for name, item in top.table("arch").tables())),
         patches=tuple(_patch(file, path, top.text("patches_dir", path.stem)) for file in top.texts("patches", ())),
@@ -192,8 +192,10 @@ def _source(table: _Table) -> Source:
 def _rule(name: str, table: _Table, units: Mapping[str, int]) -> tuple[Arch, ArchRule]:
     cubin_text = table.text("cubin")
     try:
-        where, own = table.where(""), arch.parse(name)
-        where, cubin = table.where("cubin"), arch.parse(cubin_text)
+        where = table.where("")
+        own = arch.parse(name)
+        where = table.where("cubin")
+        cubin = arch.parse(cubin_text)
     except UsageError as error:
         raise UsageError(f"{where.rstrip('.')}: {error.what}") from None
     extensions = table.texts("extensions")
@@ -265,7 +267,7 @@ class _Table:
         return self._release(key, key)
 
     def _release(self, key: str, value: str) -> str:
-        if not re.fullmatch(r"\d+(\.\d+)*", value):
+        if value and not re.fullmatch(r"\d+(\.\d+)*", value):
             raise UsageError(f"{self.where(key)}: {value!r} is not a version such as 12.8")
         return value
 

@@ -283,9 +283,6 @@ def test_what_was_changed_since_is_mended(here: Machine, change: Any) -> None:
     assert auto.in_place(here.job())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="installer.install_wheel: uv links to its cache, which an edited file has damaged"
-)
 def test_a_file_that_was_edited_since_is_mended(here: Machine, tmp_path: Path) -> None:
     """What is installed are the bytes that were verified, and not what an installer kept of an earlier time."""
     environ = {**here.settings.environ, "UV_CACHE_DIR": str(tmp_path / "cache")}  # where hard links are possible

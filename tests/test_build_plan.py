@@ -332,7 +332,6 @@ FAILED = "FAILED: [code=1] /src/fused.o"
             ["/usr/bin/ld: final link failed: No space left on device", "collect2: error: ld returned 1 exit status"],
             "/usr/bin/ld: final link failed: No space left on device (line 1)",
             id="the disk",
-            marks=pytest.mark.xfail(strict=True, reason="`error:` of the linker's driver hides the line that says why"),
         ),
         pytest.param(
             [
@@ -342,7 +341,6 @@ FAILED = "FAILED: [code=1] /src/fused.o"
             ],
             "ptxas /tmp/x.ptx, line 64; error   : Instruction 'wgmma.fence' not supported on .target 'sm_120' (line 2)",
             id="ptxas",
-            marks=pytest.mark.xfail(strict=True, reason="CUDA's tools put three blanks between `error` and its colon"),
         ),
         pytest.param(
             [NINJA, "Traceback (most recent call last):", "RuntimeError: ninja is required to load C++ extensions"],

@@ -146,7 +146,6 @@ def test_a_broken_env_file_is_refused_with_its_line(here: Path, text: str, line:
     assert refused(text, here) == f"HERE/.env line {line} cannot be read. Write KEY=value."
 
 
-@pytest.mark.xfail(strict=True, reason="dotenv counts from the blank lines before a binding")
 def test_blank_lines_before_a_broken_line_do_not_move_its_number(here: Path) -> None:
     assert refused("MAX_JOBS=1\n\n\n=broken\n", here) == "HERE/.env line 4 cannot be read. Write KEY=value."
 
@@ -187,7 +186,6 @@ def test_a_wrong_flag_is_named_as_the_flag(here: Path) -> None:
     assert str(caught.value) == want
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="Path.expanduser() raises for an unknown user")
 def test_the_home_of_nobody_is_a_wrong_setting_and_no_bug(here: Path) -> None:
     assert refused("WORK_DIR=~nobody-of-this-name/work\n", here).startswith("WORK_DIR=")
 

@@ -416,9 +416,6 @@ def test_a_url_from_the_hub(shared: Machine, tmp_path: Path) -> None:
         assert hub.tokens_seen == {""}
 
 
-@pytest.mark.xfail(
-    strict=True, raises=Refused, reason="fetch.from_url asks for '<url>?download=true.json', which is the wheel"
-)
 def test_a_url_as_the_button_of_the_hub_gives_it(shared: Machine, tmp_path: Path) -> None:
     path = wheels.make(tmp_path)
     digest, _ = wheel.file_hash(path)

@@ -228,7 +228,6 @@ def test_memory_is_what_the_cgroup_leaves(machine: Machine, files: dict[str, obj
     assert host.memory() == left
 
 
-@pytest.mark.xfail(strict=True, reason="v1 counts use with its children: their cache is in total_inactive_file")
 def test_the_cache_of_child_cgroups_is_no_use_in_v1(machine: Machine) -> None:
     machine.available(40 * GIB)
     stat = f"inactive_file 0\nactive_file 0\ntotal_inactive_file {2 * GIB}"

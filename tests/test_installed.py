@@ -172,7 +172,6 @@ def test_what_the_user_installed_since_is_the_new_way_back(place: Place, ours: P
     assert place.restore() == f"{theirs.name} is back"
 
 
-@pytest.mark.xfail(strict=True, reason="installed.restore looks at RECORD alone, and overwrites files changed since")
 def test_files_that_the_user_changed_since_are_left_alone(place: Place, ours: Path) -> None:
     place.install(ours)
     (place.machine.site / wheels.PACKAGE / "__init__.py").write_text("mark = 'by hand'\n")

@@ -152,7 +152,6 @@ def test_an_unproven_wheel_needs_every_patch(changed: dict[str, Any], found: tup
     assert reasons(wheel(**changed)) == ()
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="match._patches puts whatever `name` is into a set")
 def test_patches_without_a_name_that_is_text_are_no_patches() -> None:
     odd = wheel(patches=[{"name": ["0001-a.patch"]}, {"sha256": "ab" * 32}, "0002-b.patch"])
     words = "it was built without 0001-a.patch, 0002-b.patch, and nothing has proven it"

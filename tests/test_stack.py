@@ -123,7 +123,6 @@ def test_what_is_wrong_with_the_stack(have: Target, want: Need, set_: dict[str, 
     assert stack.faults(have, want, settings(**set_)) == faults
 
 
-@pytest.mark.xfail(strict=True, reason="a pin is compared as text, so what `torch==2.11` installs never satisfies it")
 def test_a_pin_without_its_last_zero_is_met() -> None:
     assert stack.faults(found(), need(), settings(torch_version="2.11")) == []
 
@@ -155,15 +154,11 @@ def test_the_variant_that_archs_and_driver_allow(want: Need, asked: str, variant
         assert reason == why
 
 
-@pytest.mark.xfail(strict=True, reason="variant() says `arch needs` whenever only one variant is left")
 def test_the_driver_is_named_when_it_is_the_driver() -> None:
     want = ("cu118", "not cu128: the driver runs CUDA up to 11.8")
     assert stack.variant(need("8.0", driver_cuda="11.8"), settings()) == want
 
 
-@pytest.mark.xfail(
-    strict=True, reason="variant() takes the newest of the driver's major, also one newer than the driver"
-)
 @pytest.mark.parametrize(("archs", "driver"), [("12.0", "12.8"), ("8.9", "12.8"), ("8.9", "12.6")])
 def test_no_variant_is_chosen_that_is_newer_than_the_driver(archs: str, driver: str) -> None:
     chosen, _ = stack.variant(need(archs, driver_cuda=driver), settings(cuda_index_variant="cu130"))
@@ -177,7 +172,6 @@ def test_a_driver_too_old_for_the_gpu_is_refused() -> None:
     assert str(caught.value) == line
 
 
-@pytest.mark.xfail(strict=True, reason="variant() blames the driver, which is not there, for MIN_CUDA_FOR_SM120")
 def test_a_cuda_that_no_index_has_is_not_blamed_on_a_missing_driver() -> None:
     with pytest.raises(UsageError) as caught:
         stack.variant(need(driver_cuda=""), settings(min_cuda_for_sm120="14.0"))
