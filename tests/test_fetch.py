@@ -275,7 +275,8 @@ def test_an_entry_that_cannot_be_read_is_said_and_passed_over(bench: Bench, caps
     assert warning in capsys.readouterr().err
 
 
-def test_a_store_that_does_not_answer(shared: Machine, tmp_path: Path) -> None:
+def test_a_store_that_does_not_answer(shared: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels.without_waiting(monkeypatch)
     with Hub() as hub:
         endpoint = hub.endpoint
     job = shared.job(sage_store="", hf_repo_id=REPO, hf_endpoint=endpoint, wheelhouse_dir=tmp_path / "house")
@@ -425,10 +426,11 @@ def test_a_url_as_the_button_of_the_hub_gives_it(shared: Machine, tmp_path: Path
         assert fetch.fetch(url_job(shared, tmp_path, url))[0].read_bytes() == path.read_bytes()
 
 
-def test_a_download_that_breaks_off(shared: Machine, tmp_path: Path) -> None:
+def test_a_download_that_breaks_off(shared: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tried again, or told as trouble of the network; nothing half is left in either case."""
     path = wheels.make(tmp_path)
     digest, _ = wheel.file_hash(path)
+    wheels.without_waiting(monkeypatch)
     with Hub() as hub:
         hub.create(REPO, {f"sage/{path.name}": path.read_bytes()})
         hub.misbehave(r"GET .*\.whl$", "truncate", times=99)

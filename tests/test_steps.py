@@ -367,6 +367,7 @@ def test_smoke_proves_on_a_gpu(
 def test_a_proof_of_a_wheel_that_is_not_in_the_store_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    wheels.without_waiting(monkeypatch)
     wheels.with_gpu_answers(monkeypatch)
     machine = wheels.machine(tmp_path, gpu=RTX)
     steps.do_verify(machine.job(), keep(machine))

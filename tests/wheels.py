@@ -14,6 +14,7 @@ import hashlib
 import io
 import os
 import platform
+import random
 import re
 import shutil
 import subprocess
@@ -335,7 +336,7 @@ def pip(python: Path, *arguments: str | Path) -> None:
 
 def lend_pip(python: Path) -> None:
     """Gives an environment the pip of the Python under it; where that has none, the test is skipped."""
-    argv = [Path(os.path.realpath(python)), "-I", "-c", "import pip; print(pip.__path__[0])"]
+    argv = [os.path.realpath(python), "-I", "-c", "import pip; print(pip.__path__[0])"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip("needs a Python with pip")
@@ -484,3 +485,13 @@ def with_gpu_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         return _ANSWER
 
     monkeypatch.setattr(smoke, "probe_source", probe)
+
+
+def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses between tries, which are drawn at random, are all of 0 s."""
+
+    def none(shortest: float, longest: float) -> float:
+        assert 0 < shortest < longest
+        return 0.0
+
+    monkeypatch.setattr(random, "uniform", none)
