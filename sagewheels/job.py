@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sagewheels import arch, host, recipe, target, ui, wheelhouse
 from sagewheels.arch import Arch
+from sagewheels.buildplan import BUILD_TOOLS
 from sagewheels.config import Settings
 from sagewheels.errors import StoreError
 from sagewheels.host import Host
@@ -47,7 +48,7 @@ class Job:
     def target(self) -> Target:
         """The interpreter that is installed into."""
         if self._target is None:
-            self._target = target.probe(self.settings, self.recipe.name, "cuda-toolkit")
+            self._target = target.probe(self.settings, self.recipe.name, "cuda-toolkit", *BUILD_TOOLS)
         return self._target
 
     @target.setter

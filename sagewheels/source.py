@@ -47,7 +47,7 @@ def checkout(settings: Settings, recipe: Recipe, folder: Path) -> Checkout:
     pinned = commit == recipe.source.commit
     if not pinned and ref == recipe.source.ref:
         raise UsageError(
-            f"{ref} of {public_name(repo)} is commit {commit}, {recipe.file.name} pins {recipe.source.commit}",
+            f"{ref} of {_without_credentials(repo)} is commit {commit}, {recipe.file.name} pins {recipe.source.commit}",
             "Use the pinned source, or set SAGE_SOURCE_REF to another ref on purpose",
         )
     if not pinned:
@@ -60,9 +60,13 @@ def checkout(settings: Settings, recipe: Recipe, folder: Path) -> Checkout:
 def public_name(repo: str) -> str:
     """How a repository is named in published files: no credentials, and nothing of this machine's folders."""
     if "://" in repo and not repo.startswith("file:"):
-        return re.sub(r"//[^/]*@", "//", repo)
+        return _without_credentials(repo)
     # git@host:owner/name is an address too; a slash before the colon makes it a path.
     return repo if re.match(r"[^/:]+@[^/:]+:", repo) else f"local:{Path(repo).name}"
+
+
+def _without_credentials(repo: str) -> str:
+    return re.sub(r"//[^/]*@", "//", repo)
 
 
 def _fetch(settings: Settings, recipe: Recipe, folder: Path, repo: str, ref: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sagewheels import build as compiling
+from sagewheels import buildplan, installed, smoke, stack, ui, verify, wheel, wheelhouse
 from sagewheels import fetch as fetching
-from sagewheels import installed, smoke, stack, ui, verify, wheel, wheelhouse
 from sagewheels.errors import NothingCompatible, SmokeFailed, StoreError, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest
@@ -94,11 +94,11 @@ def do_build(job: Job, *, force: bool = False) -> Made | None:
     """A wheel for the archs in the wheelhouse; None in a dry run. Raises UsageError, StoreError, BuildFailed."""
     if job.dry_run:
         units = sum(job.recipe.units[name] for name in job.recipe.extensions(job.archs))
-        plan = compiling.jobs(job.settings, job.recipe, job.archs, job.host)
+        plan = buildplan.jobs(job.settings, job.recipe, job.archs, job.host)
         archs = ", ".join(map(str, job.archs))
         ui.say("build", f"would compile {job.recipe.name} {job.recipe.version} for {archs}: {units} units, {plan.why}")
         return None
-    plan_ = compiling.prepare(job.settings, job.recipe, job.archs, job.target, job.host)
+    plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host)
     ui.say("build", f"nvcc {plan_.toolkit.build} from {plan_.toolkit.origin}, {plan_.toolkit.compiler}")
     return compiling.run(job.settings, plan_, force=force)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from sagewheels import arch, build, recipe, toolkit
-from sagewheels.build import Plan
+from sagewheels import arch, build, buildplan, describe, recipe, toolkit
+from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import UsageError
 from sagewheels.host import Host
@@ -62,7 +62,7 @@ def test_how_many_compilers_run_at_once(
     sage: Recipe, archs: str, cores: int, memory: int, set_: dict[str, int], extensions: int, compilers: int, why: str
 ) -> None:
     settings = Settings(**set_)  # type: ignore[arg-type]
-    plan = build.jobs(settings, sage, arch.parse_list(archs), host(cores, memory))
+    plan = buildplan.jobs(settings, sage, arch.parse_list(archs), host(cores, memory))
     assert (plan.extensions, plan.compilers, plan.why) == (extensions, compilers, why)
 
 
@@ -71,7 +71,7 @@ def test_how_many_compilers_run_at_once(
 def test_no_more_compilers_than_cores_and_memory_hold(sage: Recipe, cores: int, memory: int) -> None:
     """They multiply; where every unit has a slot, there are only as many compilers as units."""
     for archs, units in (("8.0", 4), ("9.0", 14), ("12.0", 12)):
-        plan = build.jobs(Settings(), sage, arch.parse_list(archs), host(cores, memory * GB))
+        plan = buildplan.jobs(Settings(), sage, arch.parse_list(archs), host(cores, memory * GB))
         at_once = min(plan.extensions * plan.compilers, units)
         assert 1 <= at_once <= max(1, min(cores, memory // 2))
 
@@ -102,10 +102,10 @@ def plan(sage: Recipe) -> Plan:
             tags=("cp312-cp312-linux_x86_64",),
         ),
         toolkit=Toolkit(home=Path("/cuda"), version="13.0", build="V13.0.88", origin="CUDA_HOME", compiler="c++ 13.2"),
-        jobs=build.Jobs(extensions=3, compilers=2, why="8 cores"),
+        jobs=buildplan.Jobs(extensions=3, compilers=2, why="8 cores"),
         tools="setuptools-80.9.0 ninja-1.13.0",
         glibc="2.39",
-        flags=build.Flags(cxx="-g0", nvcc="--compress-mode=size", link="-Wl,-s"),
+        flags=buildplan.Flags(cxx="-g0", nvcc="--compress-mode=size", link="-Wl,-s"),
     )
 
 
@@ -130,13 +130,13 @@ def with_archs(plan: Plan, archs: str) -> Plan:
     ],
 )
 def test_the_label_says_for_which_stack_a_wheel_is(plan: Plan, torch: str, cuda: str, archs: str, label: str) -> None:
-    found = build.label(with_archs(with_torch(plan, torch, cuda), archs), "0123456789abcdef" * 4)
+    found = buildplan.label(with_archs(with_torch(plan, torch, cuda), archs), "0123456789abcdef" * 4)
     assert found == label
     assert Version(f"2.2.0+{found}").local == found, "a valid local version, and in its normal form"
 
 
 def key(plan: Plan, commit: str = COMMIT, patches: tuple[str, ...] = ("aa", "bb")) -> str:
-    return build.build_key(plan, commit, patches)
+    return buildplan.build_key(plan, commit, patches)
 
 
 def with_recipe(plan: Plan, **changed: Any) -> Plan:
@@ -163,7 +163,7 @@ def variants(plan: Plan) -> dict[str, str]:
         "C++ flags": key(replace(plan, flags=replace(plan.flags, cxx="-g1"))),
         "nvcc flags": key(replace(plan, flags=replace(plan.flags, nvcc="--compress-mode=none"))),
         "link flags": key(replace(plan, flags=replace(plan.flags, link=""))),
-        "the same flags elsewhere": key(replace(plan, flags=build.Flags(cxx="-Wl,-s", nvcc="", link="-g0"))),
+        "the same flags elsewhere": key(replace(plan, flags=buildplan.Flags(cxx="-Wl,-s", nvcc="", link="-g0"))),
         "environment": key(with_recipe(plan, environment={"A": "1"})),
         "archs": key(with_archs(plan, "8.9;12.0")),
         "PTX": key(with_archs(plan, "12.0+PTX")),
@@ -189,7 +189,7 @@ def test_the_build_key_changes_with_every_declared_input(plan: Plan) -> None:
 def test_the_build_key_does_not_change_with_what_makes_no_other_wheel(plan: Plan) -> None:
     assert key(plan) == key(plan)
     same = [
-        replace(plan, jobs=build.Jobs(extensions=1, compilers=1, why="")),
+        replace(plan, jobs=buildplan.Jobs(extensions=1, compilers=1, why="")),
         with_toolkit(plan, home=Path("/elsewhere"), origin="nvcc on PATH"),
         with_target(plan, python=Path("/other/bin/python"), prefix=Path("/other"), versions={"numpy": "2"}),
         with_target(plan, version="3.12.9"),
@@ -205,8 +205,8 @@ def prepare(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     def make(settings: Settings, *, cuda: str = "13.0", archs: str = "12.0") -> Plan:
         kit = replace(plan.toolkit, version=cuda)
         monkeypatch.setattr(toolkit, "find", lambda *args, **options: kit)
-        monkeypatch.setattr(build, "_tools", lambda *args: plan.tools)
-        return build.prepare(settings, plan.recipe, arch.parse_list(archs), plan.target, host(8, 64 * GB))
+        monkeypatch.setattr(buildplan, "_tools", lambda *args: plan.tools)
+        return buildplan.prepare(settings, plan.recipe, arch.parse_list(archs), plan.target, host(8, 64 * GB))
 
     return make
 
@@ -220,21 +220,21 @@ def test_the_plan_is_what_is_here(plan: Plan, prepare: Callable[..., Plan]) -> N
 @pytest.mark.parametrize(
     ("settings", "cuda", "flags"),
     [
-        (Settings(), "12.6", build.Flags(cxx="-g0", nvcc="", link="-Wl,-s")),
+        (Settings(), "12.6", buildplan.Flags(cxx="-g0", nvcc="", link="-Wl,-s")),
         (
             Settings(nvcc_append_flags="--threads 8"),
             "13.0",
-            build.Flags(cxx="-g0", nvcc="--compress-mode=size --threads 8", link="-Wl,-s"),
+            buildplan.Flags(cxx="-g0", nvcc="--compress-mode=size --threads 8", link="-Wl,-s"),
         ),
         (
             Settings(environ={"CXX_APPEND_FLAGS": " -O1  -g1 ", "LDFLAGS": "-L/x"}),
             "13.0",
-            build.Flags(cxx="-g0 -O1 -g1", nvcc="--compress-mode=size", link="-Wl,-s -L/x"),
+            buildplan.Flags(cxx="-g0 -O1 -g1", nvcc="--compress-mode=size", link="-Wl,-s -L/x"),
         ),
     ],
 )
 def test_the_users_flags_follow_the_manifests_and_change_the_key(
-    plan: Plan, prepare: Callable[..., Plan], settings: Settings, cuda: str, flags: build.Flags
+    plan: Plan, prepare: Callable[..., Plan], settings: Settings, cuda: str, flags: buildplan.Flags
 ) -> None:
     made = prepare(settings, cuda=cuda)
     assert made.flags == flags
@@ -379,7 +379,7 @@ def test_a_log_that_is_no_text_is_still_read(tmp_path: Path) -> None:
     ],
 )
 def test_the_index_that_has_this_very_torch(version: str, index: str | None) -> None:
-    assert build._index(version) == index
+    assert describe._index(version) == index
 
 
 def test_what_the_source_is_told(plan: Plan, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from sagewheels import build, manifest, smoke, wheel
+from sagewheels import buildplan, describe, manifest, smoke, wheel
 from sagewheels.arch import parse_list
-from sagewheels.build import Plan
+from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import Refused
 from sagewheels.resources import ROOT
@@ -77,15 +77,15 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         archs=archs,
         target=target,
         toolkit=Toolkit(home=tmp_path, version="13.0", build="V13.0.88", origin="CUDA_HOME", compiler="c++ 13.3.0"),
-        jobs=build.Jobs(extensions=1, compilers=1, why="by hand"),
+        jobs=buildplan.Jobs(extensions=1, compilers=1, why="by hand"),
         tools="ninja-1.13",
         glibc="2.39",
-        flags=build.Flags(cxx="-g0", nvcc="", link="-Wl,-s"),
+        flags=buildplan.Flags(cxx="-g0", nvcc="", link="-Wl,-s"),
     )
     tree = Checkout(folder=tmp_path, repo="local:demo", ref="", commit="c" * 40, epoch=0, patches=recipe.patches)
-    key = build.build_key(plan, tree.commit, [patch.sha256 for patch in tree.patches])
+    key = buildplan.build_key(plan, tree.commit, [patch.sha256 for patch in tree.patches])
     found = wheel.inspect(wheels.make(tmp_path / "dist"), wheels.PACKAGE)
-    return dict(build.describe(Settings(environ=dict(os.environ)), plan, tree, key, found).data)
+    return dict(describe.describe(Settings(environ=dict(os.environ)), plan, tree, key, found).data)
 
 
 @pytest.fixture

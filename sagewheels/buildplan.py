@@ -1,0 +1,168 @@
+"""What a build is asked to do: archs, toolkit, flags and jobs, and from them the build key and the label."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sagewheels import installer, toolkit, ui
+from sagewheels.arch import Arch
+from sagewheels.config import Settings
+from sagewheels.errors import SageError
+from sagewheels.host import Host
+from sagewheels.recipe import ArchRule, Recipe
+from sagewheels.target import Target
+from sagewheels.toolkit import Toolkit
+
+BUILD_TOOLS = ("setuptools", "wheel", "packaging", "ninja")
+"""What PyTorch extensions are built with; probed in the target, in case the package index cannot be reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jobs:
+    """Extensions built at once, and compilers at once in each of them: they multiply."""
+
+    extensions: int
+    compilers: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What is appended for each compiler and the linker: the manifest's flags, then the user's own."""
+
+    cxx: str
+    nvcc: str
+    link: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that decides what the compiler is asked to do, and so what the wheel is."""
+
+    recipe: Recipe
+    rules: tuple[ArchRule, ...]
+    archs: tuple[Arch, ...]
+    target: Target
+    toolkit: Toolkit
+    jobs: Jobs
+    tools: str
+    glibc: str
+    flags: Flags
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """The extension modules that the wheel must hold."""
+        return self.recipe.extensions(self.archs)
+
+    @property
+    def units(self) -> int:
+        """Translation units to compile."""
+        return sum(self.recipe.units[name] for name in self.extensions)
+
+
+def jobs(settings: Settings, recipe: Recipe, archs: Sequence[Arch], host: Host) -> Jobs:
+    """How many compilers at once: as many as cores, and as memory holds; EXT_PARALLEL and MAX_JOBS win. Pure."""
+    names = recipe.extensions(archs)
+    units = sum(recipe.units[name] for name in names)
+    room = max(1, host.memory // recipe.memory_per_unit)
+    at_once = max(1, min(host.cores, room))
+    side = settings.ext_parallel or min(len(names), at_once)
+    # With a slot for every unit, no extension has to hold back for the others.
+    each = settings.max_jobs or (at_once if at_once >= units else max(1, at_once // side))
+    limit = "cores" if host.cores <= room else "memory"
+    return Jobs(extensions=side, compilers=each, why=f"{host.cores} cores, {ui.size(host.memory)} free, by {limit}")
+
+
+def label(plan: Plan, key: str) -> str:
+    """The local version label: CUDA, torch, archs, and the build key, since two builds must not share a name."""
+    torch = plan.target.torch
+    assert torch is not None
+    version = torch.public[:-2] if re.fullmatch(r"\d+\.\d+\.0", torch.public) else torch.public
+    archs = "".join(f"sm{one.plain.number}{'ptx' if one.ptx else ''}" for one in plan.archs)
+    return f"cu{torch.cuda.replace('.', '')}torch{version}{archs}.k{key[:8]}"
+
+
+def build_key(plan: Plan, commit: str, patches: Sequence[str]) -> str:
+    """sha256 over the declared inputs: same key, same wheel."""
+    torch = plan.target.torch
+    assert torch is not None
+    inputs = {
+        "name": plan.recipe.name,
+        "version": plan.recipe.version,
+        "commit": commit,
+        "patches": list(patches),
+        "archs": [str(one) for one in plan.archs],
+        "torch": torch.version,
+        "python": plan.target.python_tag,
+        "machine": plan.target.machine,
+        "nvcc": plan.toolkit.build,
+        "compiler": plan.toolkit.compiler,
+        "glibc": plan.glibc,
+        "tools": plan.tools,
+        "flags": asdict(plan.flags),
+        "environment": dict(plan.recipe.environment),
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _flags(settings: Settings, recipe: Recipe, cuda: str) -> Flags:
+    return Flags(
+        cxx=" ".join([*recipe.cxx_flags, *settings.variable("CXX_APPEND_FLAGS").split()]),
+        nvcc=" ".join([*recipe.nvcc(cuda), *settings.nvcc_append_flags.split()]),
+        link=" ".join([*recipe.link_flags, *settings.variable("LDFLAGS").split()]),
+    )
+
+
+def prepare(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target: Target, host: Host) -> Plan:
+    """Everything that can fail before the compile does fail here: archs, toolkit, build tools.
+
+    Raises UsageError with the remedy.
+    """
+    recipe.refuse_mixed(archs)
+    rules = tuple(recipe.rules(archs))
+    kit = toolkit.find(settings, target, recipe, rules)
+    return Plan(
+        recipe=recipe,
+        rules=rules,
+        archs=archs,
+        target=target,
+        toolkit=kit,
+        jobs=jobs(settings, recipe, archs, host),
+        tools=_tools(settings, target, recipe),
+        glibc=host.glibc,
+        flags=_flags(settings, recipe, kit.version),
+    )
+
+
+def tools_folder(settings: Settings, target: Target, recipe: Recipe) -> Path:
+    """Where setuptools and ninja are installed for a build, apart from the target."""
+    digest = hashlib.sha256("\n".join(recipe.requires).encode()).hexdigest()[:12]
+    return settings.work_dir / "buildtools" / f"{target.python_tag}-{digest}"
+
+
+def _tools(settings: Settings, target: Target, recipe: Recipe) -> str:
+    """Puts setuptools and ninja into a folder of their own and returns their versions.
+
+    The target's own ones are not touched; they are used, and that is said, where the index gives nothing.
+    """
+    folder = tools_folder(settings, target, recipe)
+    done = folder / "complete"
+    if done.exists():
+        return done.read_text(encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        installer.into_folder(settings, target, folder, recipe.requires)
+    except SageError as error:
+        ui.say("build", f"using the target's own build tools: the package index gives none ({error.what[:120]})")
+        shutil.rmtree(folder, ignore_errors=True)
+        have = [f"{name}-{target.versions[name]}" for name in BUILD_TOOLS if name in target.versions]
+        return f"the target's own {' '.join(have)}"
+    found = sorted(path.name.removesuffix(".dist-info") for path in folder.glob("*.dist-info"))
+    done.write_text(" ".join(found), encoding="utf-8")
+    return " ".join(found)
