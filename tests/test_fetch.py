@@ -343,6 +343,20 @@ def test_a_url_with_its_hash_in_it(shared: Machine, tmp_path: Path, site: tuple[
     assert [str(one) for one in found.archs] == ["12.0"]
 
 
+@pytest.mark.xfail(
+    strict=True, raises=NothingCompatible, reason="fetch._from_name knows no .dev or rc version of torch"
+)
+@pytest.mark.parametrize("torch", ["2.13.0.dev20260101", "2.14.0rc1"])
+def test_a_url_of_a_wheel_for_a_nightly_torch(tmp_path: Path, torch: str) -> None:
+    """The default channel is nightly: that is how build labels such a wheel."""
+    machine = wheels.machine(tmp_path)
+    wheels.put_torch(machine.python, f"{torch}+cu130")
+    path = wheels.make(tmp_path / "site", version=f"{VERSION}+cu130torch{torch}sm120.k12345678")
+    digest, _ = wheel.file_hash(path)
+    _, found = fetch.fetch(url_job(machine, tmp_path, f"{path.as_uri()}#sha256={digest}"))
+    assert found.torch == torch
+
+
 def test_a_url_that_nothing_vouches_for(shared: Machine, tmp_path: Path, site: tuple[str, Path]) -> None:
     url, folder = site
     path = wheels.make(folder)
