@@ -11,7 +11,7 @@ class SageError(Exit):
     exit_code = 1
 
     def __init__(self, what: str, remedy: str = "") -> None:
-        self.what = what.rstrip(". ")
+        self.what = what.rstrip(".! ")
         self.remedy = remedy.rstrip(". ")
         line = f"{self.what}. {self.remedy}." if self.remedy else f"{self.what}."
         super().__init__(message=" ".join(line.split()), code=self.exit_code)

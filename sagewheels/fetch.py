@@ -117,8 +117,9 @@ def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:
 
 def _from_name(name: str) -> dict[str, object]:
     """What the file name alone says, in the form of a manifest: `2.2.0+cu130torch2.11sm120` names the stack."""
-    label = re.search(r"\+cu\d+torch(\d+\.\d+(?:\.\d+)*)((?:sm\d+)+)", name)
+    label = re.search(r"\+cu\d+torch(\d+(?:\.\d+)+(?:(?:\.dev|rc|a|b)\d+)?)((?:sm\d+(?:ptx)?)+)", name)
     if not label:
         return {"wheel_file": name}
-    torch = label[1] if label[1].count(".") > 1 else f"{label[1]}.0"
-    return {"wheel_file": name, "torch_version": torch, "target_arch": label[2].replace("sm", ";sm").strip(";")}
+    torch = f"{label[1]}.0" if re.fullmatch(r"\d+\.\d+", label[1]) else label[1]
+    archs = label[2].replace("ptx", "+PTX").replace("sm", ";sm").strip(";")
+    return {"wheel_file": name, "torch_version": torch, "target_arch": archs}

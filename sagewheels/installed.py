@@ -111,6 +111,10 @@ def restore(settings: Settings, found: Target, recipe: Recipe) -> str:
     """
     state = read_state(settings, found, recipe)
     if not (state.get("pending") or is_in_place(found, recipe, state, str(state.get("sha256")))):
+        if state.get("record") == fingerprint(found, recipe) != "":
+            return (
+                f"{recipe.name} was changed since sagewheels installed it (auto installs it anew) and is left as it is"
+            )
         return f"{recipe.name} was not installed by sagewheels and is left as it is"
     previous = state.get("previous")
     if previous and not Path(previous).is_file():

@@ -96,7 +96,10 @@ def do_build(job: Job, *, force: bool = False) -> Made | None:
         units = sum(job.recipe.units[name] for name in job.recipe.extensions(job.archs))
         plan = buildplan.jobs(job.settings, job.recipe, job.archs, job.host)
         archs = ", ".join(map(str, job.archs))
-        ui.say("build", f"would compile {job.recipe.name} {job.recipe.version} for {archs}: {units} units, {plan.why}")
+        ui.say(
+            "build",
+            f"would compile {job.recipe.name} {job.recipe.version} for {archs}: {ui.count(units, 'unit')}, {plan.why}",
+        )
         return None
     plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host)
     ui.say("build", f"nvcc {plan_.toolkit.build} from {plan_.toolkit.origin}, {plan_.toolkit.compiler}")
@@ -180,7 +183,7 @@ def _ours(job: Job, state: dict[str, Any]) -> Made | None:
 def _put_back(job: Job) -> str:
     words = installed.restore(job.settings, job.target, job.recipe)
     job.target = None
-    return f"The machine is as it was: {words}"
+    return words if words.endswith("left as it is") else f"The machine is as it was: {words}"
 
 
 def _remember(job: Job, state: dict[str, Any], outcome: smoke.Outcome) -> None:

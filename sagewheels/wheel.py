@@ -189,7 +189,7 @@ def _extension(path: Path, module: str) -> Extension:
             names = [aux.name for one in versions for _, each in one.iter_versions() for aux in each]
             tables = [one for one in sections if isinstance(one, SymbolTableSection)]
             cxx11 = any("__cxx11" in symbol.name for one in tables for symbol in one.iter_symbols())
-    except (ELFError, ValueError, KeyError, AttributeError, UnicodeDecodeError, OverflowError) as error:
+    except (ELFError, OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
         raise Refused(f"{path.name} is not a readable ELF file ({error})") from None
     glibc = [name[6:] for name in names if re.fullmatch(r"GLIBC_\d+(\.\d+)*", name)]
     return Extension(

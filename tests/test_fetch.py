@@ -343,9 +343,6 @@ def test_a_url_with_its_hash_in_it(shared: Machine, tmp_path: Path, site: tuple[
     assert [str(one) for one in found.archs] == ["12.0"]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=NothingCompatible, reason="fetch._from_name knows no .dev or rc version of torch"
-)
 @pytest.mark.parametrize("torch", ["2.13.0.dev20260101", "2.14.0rc1"])
 def test_a_url_of_a_wheel_for_a_nightly_torch(tmp_path: Path, torch: str) -> None:
     """The default channel is nightly: that is how build labels such a wheel."""

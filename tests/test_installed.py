@@ -175,7 +175,9 @@ def test_what_the_user_installed_since_is_the_new_way_back(place: Place, ours: P
 def test_files_that_the_user_changed_since_are_left_alone(place: Place, ours: Path) -> None:
     place.install(ours)
     (place.machine.site / wheels.PACKAGE / "__init__.py").write_text("mark = 'by hand'\n")
-    assert place.restore() == "tinyattn was not installed by sagewheels and is left as it is"
+    assert place.restore() == (
+        "tinyattn was changed since sagewheels installed it (auto installs it anew) and is left as it is"
+    )
     assert place.machine.import_version() == "by hand"
 
 
