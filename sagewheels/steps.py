@@ -183,7 +183,8 @@ def _ours(job: Job, state: dict[str, Any]) -> Made | None:
 def _put_back(job: Job) -> str:
     words = installed.restore(job.settings, job.target, job.recipe)
     job.target = None
-    return words if words.endswith("left as it is") else f"The machine is as it was: {words}"
+    # Files that somebody changed since are theirs: then nothing was put back, and the line must not say so.
+    return words if "was changed since" in words else f"The machine is as it was: {words}"
 
 
 def _remember(job: Job, state: dict[str, Any], outcome: smoke.Outcome) -> None:
