@@ -11,6 +11,13 @@ from sagewheels.config import Settings
 from sagewheels.errors import SageError, UsageError
 from sagewheels.target import Target
 
+_BENDING = frozenset(
+    "PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_PYTHON PIP_DRY_RUN PIP_NO_DEPS PIP_REQUIREMENT PIP_REQUIRE_VIRTUALENV "
+    "UV_TARGET UV_PREFIX UV_PYTHON UV_SYSTEM_PYTHON UV_BREAK_SYSTEM_PACKAGES UV_MANAGED_PYTHON UV_NO_MANAGED_PYTHON "
+    "PYTHONHOME PYTHONPATH PYTHONUSERBASE PYTHONSTARTUP".split()
+)
+"""Variables that send an install elsewhere than into the target that was chosen. Index settings stay in force."""
+
 
 def uv_program(settings: Settings) -> Path | None:
     """The uv that came with the tool, else the one on PATH."""
@@ -67,5 +74,6 @@ def into_folder(settings: Settings, target: Target, folder: Path, requirements: 
 
 
 def _environment(settings: Settings) -> Mapping[str, str]:
-    """The user's environment, in which an index that does not answer is given up in good time."""
-    return {"UV_HTTP_CONNECT_TIMEOUT": "10", "UV_HTTP_RETRIES": "1", "PIP_RETRIES": "1", **settings.environ}
+    """The user's environment, less what would bend an install; a dead index is given up in good time."""
+    kept = {key: value for key, value in settings.environ.items() if key not in _BENDING}
+    return {"UV_HTTP_CONNECT_TIMEOUT": "10", "UV_HTTP_RETRIES": "1", "PIP_RETRIES": "1", **kept}

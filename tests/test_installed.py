@@ -390,3 +390,19 @@ def test_a_file_that_record_lists_is_gone(place: Place, ours: Path, theirs: Path
         f"{gone} is gone though RECORD lists it. Reinstall tinyattn-0.9.dist-info or uninstall it first."
     )
     assert (wheels.tree(place.machine.site), place.state) == (before, {})
+
+
+@pytest.mark.parametrize("with_uv", [True, False])
+def test_variables_that_name_another_place_do_not_bend_an_install(
+    place: Place, ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_uv: bool
+) -> None:
+    """Images and users set these for other work; the target is the one that was chosen."""
+    if not with_uv:
+        wheels.lend_pip(place.machine.python)
+        monkeypatch.setattr(installer, "uv_program", lambda settings: None)
+    elsewhere = str(tmp_path / "elsewhere")
+    bent = {"UV_TARGET": elsewhere, "UV_SYSTEM_PYTHON": "1", "PIP_TARGET": elsewhere, "PIP_DRY_RUN": "1"}
+    bent |= {"PIP_USER": "1", "PYTHONPATH": elsewhere, "PIP_PREFIX": elsewhere}
+    place.install(ours, replace(place.settings, environ={**place.settings.environ, **bent}))
+    assert place.machine.import_version() == "ours"
+    assert not Path(elsewhere).exists()
