@@ -13,6 +13,7 @@ from sagewheels.errors import NothingCompatible, Refused, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest, loads, parse
 from sagewheels.match import Verdict
+from sagewheels.store.entries import merge
 
 _MOST_REASONS = 20
 
@@ -59,12 +60,20 @@ def bring(job: Job, candidate: WheelManifest) -> Path:
     if place.is_file():
         try:
             verify.bytes_as_promised(place, candidate)
-            wheelhouse.write_manifest(job.settings, candidate)
+            wheelhouse.write_manifest(job.settings, _with_own_proofs(job, candidate))
             ui.say("fetch", f"{place.name} is in the wheelhouse already")
             return place
         except Refused as error:
             ui.say("fetch", f"fetching again: {error.what}")
     return _download(job, candidate, lambda part, shown: job.store.download(candidate.wheel_file, part, shown))
+
+
+def _with_own_proofs(job: Job, candidate: WheelManifest) -> WheelManifest:
+    """The store's manifest with the proofs that only the wheelhouse has: a store may be readable alone."""
+    for _, own in wheelhouse.wheels(job.settings):
+        if own.wheel_file == candidate.wheel_file and own.wheel_sha256 == candidate.wheel_sha256:
+            return merge(own, candidate)
+    return candidate
 
 
 def _download(job: Job, candidate: WheelManifest, get: Callable[[Path, Callable[[int, int], None]], None]) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sagewheels import fetch, wheel
+from sagewheels import fetch, wheel, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, SageError, StoreError, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest
@@ -191,6 +191,18 @@ def test_a_wheel_that_is_listed_but_gone(bench: Bench) -> None:
         fetch.fetch(bench.job())
     assert caught.value.code == 7
     assert list(bench.house.iterdir()) == []
+
+
+def test_a_proof_that_only_the_wheelhouse_has_is_kept(bench: Bench) -> None:
+    """As where the store can only be read: what was proven here must not be forgotten by fetching again."""
+    bench.put(bench.make())
+    job = bench.job()
+    _, found = fetch.fetch(job)
+    proof = {"gpu": "NVIDIA H200", "arch": "9.0", "at_utc": "2026-01-01T00:00:00Z"}
+    wheelhouse.write_manifest(job.settings, found.updated(proofs=[proof]))
+    fetch.fetch(bench.job())
+    ((_, kept),) = wheelhouse.wheels(job.settings)
+    assert [one.gpu for one in kept.proofs] == ["NVIDIA H200"]
 
 
 def test_what_is_there_already_is_not_downloaded(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
