@@ -52,7 +52,7 @@ def lint(settings: Settings) -> None:
 def test(settings: Settings, arguments: str) -> None:
     """The linters, then pytest with coverage. Raises SageError when something fails."""
     lint(settings)
-    _show([environment(settings), "-m", "pytest", *shlex.split(arguments)])
+    _show([environment(settings), "-m", "pytest", "--cov", "--cov-report=term", *shlex.split(arguments)])
 
 
 def _show(argv: list[str | Path]) -> None:
