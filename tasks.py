@@ -7,6 +7,9 @@ Every task runs alone, can be repeated, and can be killed at any moment. Flags b
 
 from __future__ import annotations
 
+import sys
+from itertools import chain
+
 from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
@@ -46,7 +49,7 @@ def auto(
     """
     from sagewheels import auto as graph
 
-    with run.job(arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
         graph.auto(job, rebuild=rebuild)
 
 
@@ -65,7 +68,7 @@ def install(
     """
     from sagewheels import auto as graph
 
-    with run.job(arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
         graph.install(job)
 
 
@@ -84,7 +87,7 @@ def stack(
     """
     from sagewheels import steps
 
-    with run.job(arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
         steps.do_stack(job)
 
 
@@ -103,7 +106,7 @@ def fetch(
     """
     from sagewheels import steps
 
-    with run.job(arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
         steps.do_fetch(job)
 
 
@@ -122,7 +125,7 @@ def verify(
     """
     from sagewheels import steps
 
-    with run.job(arch=arch, python=python, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, arch=arch, python=python, manifest=manifest, dry_run=dry_run) as job:
         steps.do_verify(job, steps.choose(job, wheel))
 
 
@@ -141,7 +144,7 @@ def build(
     """
     from sagewheels import steps
 
-    with run.job(arch=arch, python=python, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, arch=arch, python=python, manifest=manifest, dry_run=dry_run) as job:
         steps.do_build(job, force=force)
 
 
@@ -161,7 +164,7 @@ def upload(
     """
     from sagewheels import steps
 
-    with run.job(arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
         steps.do_upload(job, steps.choose(job, wheel), asked=True)
 
 
@@ -175,7 +178,7 @@ def smoke(
     """
     from sagewheels import steps
 
-    with run.job(python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
         steps.do_smoke(job)
 
 
@@ -187,7 +190,7 @@ def init_hf(c: Context, store: str | None = None, dry_run: bool = False) -> None
     """
     from sagewheels import steps
 
-    with run.job(store=store, dry_run=dry_run, locked=False) as job:
+    with run.job(c, store=store, dry_run=dry_run, locked=False) as job:
         steps.do_init(job)
 
 
@@ -205,7 +208,7 @@ def list_(
     """
     from sagewheels import listing
 
-    with run.job(arch=arch, python=python, store=store, manifest=manifest, locked=False) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, locked=False) as job:
         listing.show(job)
 
 
@@ -223,7 +226,7 @@ def doctor(
     """
     from sagewheels import doctor as checks
 
-    with run.job(arch=arch, python=python, store=store, manifest=manifest, locked=False) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, locked=False) as job:
         checks.show(job)
 
 
@@ -235,7 +238,7 @@ def demo(c: Context) -> None:
     """
     from sagewheels import demo as tour
 
-    with run.job(locked=False) as job:
+    with run.job(c, dry_run=None, locked=False) as job:
         tour.take(job.settings)
 
 
@@ -247,8 +250,8 @@ def clean(c: Context, all: bool = False, dry_run: bool = False) -> None:
     """
     from sagewheels import cleaning
 
-    with run.job(dry_run=dry_run) as job:
-        cleaning.clean(job.settings, everything=all, dry_run=dry_run)
+    with run.job(c, dry_run=dry_run) as job:
+        cleaning.clean(job.settings, everything=all, dry_run=job.dry_run)
 
 
 @task(help={"args": "what to hand to pytest, such as '-k match -x'"})
@@ -259,7 +262,7 @@ def test(c: Context, args: str = "") -> None:
     """
     from sagewheels import quality
 
-    with run.job(locked=False) as job:
+    with run.job(c, dry_run=None, locked=False) as job:
         quality.test(job.settings, args)
 
 
@@ -271,10 +274,13 @@ def lint(c: Context) -> None:
     """
     from sagewheels import quality
 
-    with run.job(locked=False) as job:
+    with run.job(c, dry_run=None, locked=False) as job:
         quality.lint(job.settings)
 
 
 namespace = Collection(
     auto, install, stack, fetch, verify, build, upload, smoke, init_hf, list_, doctor, demo, clean, test, lint
 )
+
+# Before anything runs, and however Invoke was started.
+run.refuse_flags_of_many(sys.argv[1:], {*namespace.task_names, *chain(*namespace.task_names.values())})

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from sagewheels.cli import main
+import sys
 
 if __name__ == "__main__":
-    main()
+    try:
+        from sagewheels.cli import main
+
+        main()
+    except KeyboardInterrupt:  # before any task has begun, while the modules are loaded
+        sys.exit(130)

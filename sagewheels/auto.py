@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from urllib.parse import unquote
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from sagewheels import installed, stack, steps, ui
 from sagewheels.errors import NothingCompatible, StoreError
@@ -60,6 +61,9 @@ def install(job: Job) -> None:
     if in_place(job, "install"):
         return
     steps.do_stack(job)
+    if job.dry_run and stack.faults(job.target, job.need, job.settings):
+        ui.say("plan", "then, with that stack, the store is asked; nothing was changed")
+        return
     made = steps.do_fetch(job)
     if made is None:
         ui.say("plan", _REST)
@@ -72,7 +76,7 @@ def install(job: Job) -> None:
 def in_place(job: Job, topic: str = "auto") -> bool:
     """Whether what is installed is the wheel that passed smoke here, under the very same circumstances."""
     state = installed.read_state(job.settings, job.target, job.recipe)
-    if job.settings.wheel_url and str(state.get("wheel")) not in unquote(job.settings.wheel_url):
+    if job.settings.wheel_url and not _is_of_url(state, job.settings.wheel_url):
         return False
     if not state.get("passed") or state["passed"] != steps.circumstances(job):
         return False
@@ -81,6 +85,13 @@ def in_place(job: Job, topic: str = "auto") -> bool:
         return False
     ui.say(topic, f"nothing to do: {state['wheel']} is in {job.target.prefix}, {state['words']}")
     return True
+
+
+def _is_of_url(state: dict[str, Any], url: str) -> bool:
+    """Whether what is remembered is the wheel of this address, of these bytes if the address says so."""
+    parts = urlsplit(url)
+    promised = parts.fragment.removeprefix("sha256=").lower()
+    return unquote(parts.path).rpartition("/")[2] == state.get("wheel") and promised in ("", state.get("sha256"))
 
 
 def _existing(job: Job) -> Made | None:

@@ -28,7 +28,11 @@ class _Program(Program):
 
 def main() -> None:
     """Runs the tasks named on the command line, `auto` when none is."""
-    namespace: Collection = _tasks().namespace
+    try:
+        namespace: Collection = _tasks().namespace
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
     _Program(version=__version__, namespace=namespace, name="sagewheels", binary="sagewheels").run(sys.argv)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from dotenv.parser import parse_stream
 
+from sagewheels import ui
 from sagewheels.errors import UsageError
 from sagewheels.resources import ROOT
 
@@ -95,7 +97,12 @@ def load(
     cwd = Path.cwd() if cwd is None else cwd
     known: dict[str, tuple[str, str]] = {}
     for path in dict.fromkeys((ROOT / ".env", cwd / ".env")):
-        known.update({key: (value, str(path)) for key, value in _read_dotenv(path) if key in KEYS})
+        pairs = dict(_read_dotenv(path))
+        known.update({key: (value, str(path)) for key, value in pairs.items() if key in KEYS})
+        for key in sorted(set(pairs) - set(KEYS)):
+            near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.85)
+            if near:
+                ui.warn("settings", f"{path}: {key} is no setting; is it {near[0]}?")
     known.update({key: (environ[key], "the environment") for key in KEYS if key in environ})
     for flag, value in (flags or {}).items():
         if value:

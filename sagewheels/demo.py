@@ -17,6 +17,10 @@ _TORCH = "2.11.0"
 """The first torch on the default package index with CUDA 13, for which the compiler is there too."""
 
 
+_DISK = 14_000_000_000
+"""Two environments with torch of 4.5 GB each, and the package cache that they share where it can link."""
+
+
 def take(settings: Settings) -> None:
     """Builds and publishes on the first machine, fetches on the second, which must not compile.
 
@@ -24,6 +28,12 @@ def take(settings: Settings) -> None:
     """
     started = time.monotonic()
     root = settings.work_dir / "demo"
+    free = host.free_disk(settings.work_dir)
+    if free < _DISK:
+        raise UsageError(
+            f"the demo needs {ui.size(_DISK)} of disk, {ui.size(free)} are free", "Set WORK_DIR to a larger disk"
+        )
+    ui.say("demo", f"two environments with torch in {root}: up to {ui.size(_DISK)} of disk")
     for folder in ("store", "one/wheelhouse", "one/state", "two"):
         shutil.rmtree(root / folder, ignore_errors=True)
     ui.say("demo", f"first machine: the store {root / 'store'} is empty, so the wheel is built and published")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sagewheels import host, stack, target, toolkit, ui
-from sagewheels.errors import SageError, UsageError
+from sagewheels.errors import SageError, StoreError, UsageError
 from sagewheels.job import Job
 
 Standing = Literal["ok", "note", "bad"]
@@ -43,7 +43,9 @@ def _guarded(group: Callable[[Job], Iterator[Check]], job: Job) -> list[Check]:
         for check in group(job):
             found.append(check)
     except SageError as error:
-        found.append(Check(what=group.__name__.strip("_"), standing="bad", found=error.what, remedy=error.remedy))
+        # Without its store auto goes on: it builds.
+        standing: Standing = "note" if isinstance(error, StoreError) else "bad"
+        found.append(Check(what=group.__name__.strip("_"), standing=standing, found=error.what, remedy=error.remedy))
     return found
 
 
@@ -56,7 +58,7 @@ def _machine(job: Job) -> Iterator[Check]:
     else:
         remedy = "Building works; to run the kernels, install the NVIDIA driver (with containers: --gpus all)"
         yield Check(what="GPU", standing="note", found=here.problem, remedy=remedy)
-    yield Check(what="archs", standing="ok", found=", ".join(map(str, job.archs)))
+    yield _archs(job)
     room = here.memory // job.recipe.memory_per_unit
     memory = f"{here.cores} cores, {ui.size(here.memory)} free for this process"
     few = "" if room else f"A compiler needs {ui.size(job.recipe.memory_per_unit)}: free some memory"
@@ -64,6 +66,15 @@ def _machine(job: Job) -> Iterator[Check]:
     free = host.free_disk(job.settings.work_dir)
     full = "" if free > _DISK else f"Free {ui.size(_DISK)}, or set WORK_DIR to a larger disk"
     yield Check(what="disk", standing="note" if full else "ok", found=f"{ui.size(free)} free", remedy=full)
+
+
+def _archs(job: Job) -> Check:
+    archs = ", ".join(map(str, job.archs))
+    try:
+        job.recipe.refuse_mixed(job.archs)
+    except UsageError as error:
+        return Check(what="archs", standing="bad", found=f"{archs}: {error.what}", remedy=error.remedy)
+    return Check(what="archs", standing="ok", found=archs)
 
 
 def _interpreter(job: Job) -> Iterator[Check]:

@@ -47,7 +47,8 @@ def explain(job: Job, verdicts: Sequence[Verdict]) -> None:
     stack = f"torch {wanted.torch or 'none'}, CUDA {wanted.cuda or 'none'}"
     ui.say("fetch", f"wanted: {wanted.name} {wanted.version or 'any'}, {job.target.python_tag}, {stack}, arch {archs}")
     if not verdicts:
-        ui.say("fetch", f"{job.store.label} holds no wheels at all")
+        missing = ": it does not exist yet" if job.is_store_missing else ""
+        ui.say("fetch", f"{job.store.label} holds no wheels at all{missing}")
     for verdict in verdicts[:_MOST_REASONS]:
         ui.say("fetch", f"rejected {verdict.candidate.wheel_file}: {'; '.join(verdict.reasons)}")
     if len(verdicts) > _MOST_REASONS:

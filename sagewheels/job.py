@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +16,7 @@ from sagewheels import arch, host, recipe, target, ui, wheelhouse
 from sagewheels.arch import Arch
 from sagewheels.buildplan import BUILD_TOOLS
 from sagewheels.config import Settings
-from sagewheels.errors import StoreError
+from sagewheels.errors import StoreError, UsageError
 from sagewheels.host import Host
 from sagewheels.manifest import WheelManifest
 from sagewheels.match import Verdict, Wanted, rank
@@ -33,6 +35,8 @@ class Job:
     def __init__(self, settings: Settings, *, dry_run: bool = False) -> None:
         self.settings, self.dry_run = settings, dry_run
         self._target: Target | None = None
+        self.is_store_missing = False
+        """Whether the store, once it was read, turned out not to exist."""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -76,7 +80,9 @@ class Job:
         """Every wheel in the store, read once. Raises StoreError when the store does not answer."""
         from sagewheels.store import index
 
-        found, problems, _ = index.load(self.store)
+        found, problems, snapshot = index.load(self.store)
+        # A mistyped folder, or a disk that is not mounted, reads as empty: it must not look like an empty store.
+        self.is_store_missing = not snapshot.revision
         for problem in problems:
             ui.warn("store", problem)
         return found
@@ -136,17 +142,47 @@ class Job:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Holds the lock of WORK_DIR, so that two runs in one place do not mix; says for whom it waits."""
+        """Holds the locks of WORK_DIR and of the target, so that two runs do not mix; says for whom it waits.
+
+        Raises UsageError when WORK_DIR cannot be used.
+        """
         folder = self.settings.work_dir
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("a+", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                ui.say("lock", f"waiting for process {lock.read().strip() or 'unknown'}, which works in {folder}")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder / "lock", str(folder)), self._target_alone():
+                yield
+        except OSError as error:
+            if Path(error.filename or "") in (folder, folder / "lock"):
+                raise UsageError(
+                    f"WORK_DIR {folder} cannot be used ({error.strerror})", "Name another folder"
+                ) from None
+            raise
+
+    @contextmanager
+    def _target_alone(self) -> Iterator[None]:
+        """Two folders may name one target: its lock lies where every run of this user finds it."""
+        try:
+            prefix = str(target.locate(self.settings)[0].parent.parent.resolve())
+        except UsageError:  # a task that needs a target will say so itself
             yield
+            return
+        digest = hashlib.sha256(prefix.encode()).hexdigest()[:16]
+        with _locked(Path(tempfile.gettempdir()) / f"sagewheels-{os.getuid()}-{digest}.lock", prefix):
+            yield
+
+
+@contextmanager
+def _locked(path: Path, what: str) -> Iterator[None]:
+    """Holds a lock file, which names its holder. A link in its place is not followed."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            ui.say("lock", f"waiting for process {lock.read().strip() or 'unknown'}, which works in {what}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

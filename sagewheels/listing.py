@@ -9,7 +9,10 @@ from sagewheels.job import Job
 def show(job: Job) -> None:
     """Prints the table. Raises StoreError when the store does not answer."""
     verdicts = job.verdicts()
-    ui.say("list", f"{ui.count(len(verdicts), 'wheel')} in {job.store.label}")
+    ui.say(
+        "list",
+        f"{ui.count(len(verdicts), 'wheel')} in {job.store.label}{', which does not exist yet' if job.is_store_missing else ''}",
+    )
     rows = []
     for verdict in verdicts:
         one = verdict.candidate

@@ -96,7 +96,7 @@ class Recipe:
         """Raises UsageError for an arch-specific cubin beside another: one list of archs serves all extensions."""
         own = [str(rule.arch) for rule in self.rules(archs) if rule.cubin.suffix]
         if own and len(archs) > 1:
-            raise UsageError(f"{own[0]} cannot be built together with another arch", "Build a wheel for each")
+            raise UsageError(f"{own[0]} cannot be built together with another arch", "Name one with --arch")
 
     def nvcc(self, cuda: str) -> tuple[str, ...]:
         """The flags for an nvcc of this CUDA version: those for all, and those that it is new enough for."""

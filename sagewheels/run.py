@@ -5,24 +5,31 @@ from __future__ import annotations
 import datetime
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from invoke.context import Context
 from invoke.exceptions import Exit
 
 from sagewheels import config
-from sagewheels.errors import Interrupted, SageError
+from sagewheels.errors import Interrupted, SageError, UsageError
 from sagewheels.job import Job
 
 
 @contextmanager
-def job(*, dry_run: bool = False, locked: bool = True, **flags: str | None) -> Iterator[Job]:
-    """A Job for one task. Everything that leaves the block is an Exit: one line on stderr and the right exit code."""
+def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, **flags: str | None) -> Iterator[Job]:
+    """A Job for one task. Everything that leaves the block is an Exit: one line on stderr and the right exit code.
+
+    Invoke's own `--dry` counts as `dry_run`; None says that the task has no dry run.
+    """
     logs = Path("logs")
     signal.signal(signal.SIGTERM, _stop)
     try:
+        if context.config.run.dry and dry_run is None:
+            raise UsageError("this task has no dry run", "Leave --dry out")
+        dry_run = bool(dry_run or context.config.run.dry)
         settings = config.load(flags=flags)
         logs = settings.log_dir
         run = Job(settings, dry_run=dry_run)
@@ -43,6 +50,17 @@ def job(*, dry_run: bool = False, locked: bool = True, **flags: str | None) -> I
         raise SageError(
             f"unexpected {type(error).__name__}: {error}", f"This is a bug in sagewheels. {_kept(logs)}"
         ) from None
+
+
+def refuse_flags_of_many(words: Sequence[str], tasks: Collection[str]) -> None:
+    """Raises UsageError for several tasks with flags between or behind them.
+
+    Invoke gives a flag to the task before it alone: `stack fetch --dry-run` would install a stack.
+    """
+    named = [word for word in words if word in tasks]
+    first = next((place for place, word in enumerate(words) if word in tasks), len(words))
+    if len(named) > 1 and any(word.startswith("-") for word in words[first:]):
+        raise UsageError(f"{' '.join(named)}: a flag counts for one task only", "Run them one at a time")
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 from sagewheels import build as compiling
 from sagewheels import buildplan, installed, smoke, stack, ui, verify, wheel, wheelhouse
 from sagewheels import fetch as fetching
-from sagewheels.errors import NothingCompatible, SmokeFailed, StoreError, UsageError
+from sagewheels.errors import NothingCompatible, Refused, SmokeFailed, StoreError, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest
+from sagewheels.match import rank
 
 Made = tuple[Path, WheelManifest]
 
@@ -73,6 +74,11 @@ def choose(job: Job, named: str = "") -> Made:
             f"{named} is no wheel with a manifest in {job.settings.wheelhouse_dir}", "Fetch or build first"
         )
     fits = job.in_wheelhouse()
+    others = wheelhouse.wheels(job.settings)
+    if not fits and others:
+        verdict = rank([manifest for _, manifest in others], job.wanted(here=True))[0]
+        what = f"no wheel of {job.settings.wheelhouse_dir} fits, the nearest is {verdict.candidate.wheel_file}"
+        raise Refused(f"{what}: {'; '.join(verdict.reasons)}", "Run fetch or build")
     if not fits:
         raise UsageError(f"{job.settings.wheelhouse_dir} holds no wheel for this machine", "Run fetch or build first")
     return fits[0]
@@ -86,20 +92,23 @@ def do_verify(job: Job, made: Made) -> None:
         return
     found = verify.check(path, manifest, job.wanted(here=True), job.recipe)
     archs = ", ".join(map(str, found.archs))
-    ui.say("verify", f"{path.name}: sha256, RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised")
+    checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
+    ui.say("verify", f"{path.name}: {checked}RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised")
     job.target = installed.install(job.settings, job.target, job.recipe, path, found.sha256)
 
 
 def do_build(job: Job, *, force: bool = False) -> Made | None:
     """A wheel for the archs in the wheelhouse; None in a dry run. Raises UsageError, StoreError, BuildFailed."""
+    job.recipe.refuse_mixed(job.archs)
+    if job.target.torch is None or not job.target.torch.cuda:
+        raise UsageError("the target has no CUDA torch to compile against", "Run the stack task first")
     if job.dry_run:
         units = sum(job.recipe.units[name] for name in job.recipe.extensions(job.archs))
         plan = buildplan.jobs(job.settings, job.recipe, job.archs, job.host)
         archs = ", ".join(map(str, job.archs))
-        ui.say(
-            "build",
-            f"would compile {job.recipe.name} {job.recipe.version} for {archs}: {ui.count(units, 'unit')}, {plan.why}",
-        )
+        what = f"{job.recipe.name} {job.recipe.version} for {archs}"
+        origin = job.settings.sage_source_repo or job.recipe.source.repo or job.recipe.source.path
+        ui.say("build", f"would compile {what}: {ui.count(units, 'unit')}, {plan.why}, source {origin}")
         return None
     plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host)
     ui.say("build", f"nvcc {plan_.toolkit.build} from {plan_.toolkit.origin}, {plan_.toolkit.compiler}")
@@ -246,13 +255,13 @@ def do_init(job: Job) -> None:
     """The store exists, may be written to, and has its card and index. Raises StoreError."""
     from sagewheels.store import index
 
-    if job.dry_run:
-        ui.say("init-hf", f"would create {job.store.label} if it is not there, with card and index")
-        return
     if not job.store.writable:
         raise StoreError(
             f"{job.store.label} cannot be set up: HF_TOKEN is not set", "Set HF_TOKEN to a token that may write"
         )
+    if job.dry_run:
+        ui.say("init-hf", f"would create {job.store.label} if it is not there, with card and index")
+        return
     ui.say("init-hf", job.store.rights())
     made = index.initialise(job.store)
     ui.say("init-hf", f"{job.store.label} {'is set up' if made else 'was set up already'}")

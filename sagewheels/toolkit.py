@@ -191,7 +191,9 @@ def complaint(text: str) -> str:
     """The first line of compiler output that names an error, without the folders in it."""
     for line in text.splitlines():
         if re.search(r"\b(fatal|error|Error)\b", line):
-            return re.sub(r"(/[^\s:/]+)+/", "", line.strip())[:200]
+            # A folder may hold blanks at the beginning of the line, where the place of the error stands.
+            told = re.sub(r"^/[^:]*/(?=[^/:]+[:(])", "", line.strip())
+            return re.sub(r"(/[^\s:/]+)+/", "", told)[:200]
     return ""
 
 

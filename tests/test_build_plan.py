@@ -244,7 +244,7 @@ def test_the_users_flags_follow_the_manifests_and_change_the_key(
 def test_archs_that_no_single_build_can_hold_are_refused(prepare: Callable[..., Plan]) -> None:
     with pytest.raises(UsageError) as caught:
         prepare(Settings(), archs="9.0;12.0")
-    assert str(caught.value) == "9.0 cannot be built together with another arch. Build a wheel for each."
+    assert str(caught.value) == "9.0 cannot be built together with another arch. Name one with --arch."
     assert [str(rule.cubin) for rule in prepare(Settings(), archs="9.0").rules] == ["9.0a"]
     assert [str(rule.cubin) for rule in prepare(Settings(), archs="8.9;12.0").rules] == ["8.9", "12.0"]
 

@@ -172,7 +172,7 @@ def test_exit_3(shell: Shell, task: str) -> None:
     done = shell(task)
     line = f"{shell.folder}/store holds no wheel for this machine. Run auto or build to make one."
     assert only_line(done, 3) == line
-    assert f"[fetch] {shell.folder}/store holds no wheels at all" in done.stdout.splitlines()
+    assert f"[fetch] {shell.folder}/store holds no wheels at all: it does not exist yet" in done.stdout.splitlines()
 
 
 def test_exit_4(shell: Shell) -> None:
@@ -241,7 +241,7 @@ def test_a_flag_beats_the_environment_which_beats_the_file(shell: Shell) -> None
         shell("list", "--store", f"{shell.folder}/from-flag", SAGE_STORE=f"{shell.folder}/from-environment").stdout,
     ]
     names = ["from-file", "from-environment", "from-flag"]
-    assert said == [f"[list] 0 wheels in {shell.folder}/{name}\n" for name in names]
+    assert said == [f"[list] 0 wheels in {shell.folder}/{name}, which does not exist yet\n" for name in names]
 
 
 def test_a_token_is_never_shown_or_written(shell: Shell, tmp_path: Path) -> None:
@@ -287,9 +287,30 @@ def test_a_bug_is_one_line_and_a_log(shell: Shell) -> None:
 
 def test_a_folder_that_cannot_be_used_is_no_bug(shell: Shell) -> None:
     (shell.folder / "file").touch()
-    line = only_line(shell("clean", WORK_DIR=f"{shell.folder}/file"), 1)
-    assert line.startswith(f"{shell.folder}/file: File exists. Mend that and run it again. ")
-    assert "bug" not in line
+    line = only_line(shell("clean", WORK_DIR=f"{shell.folder}/file"), 2)
+    assert line == f"WORK_DIR {shell.folder}/file cannot be used (File exists). Name another folder."
+
+
+@pytest.mark.parametrize("runner", ["sagewheels", "invoke"])
+@pytest.mark.parametrize("words", ["stack fetch --dry-run", "clean -d stack"])
+def test_a_flag_among_several_tasks_is_refused(shell: Shell, runner: str, words: str) -> None:
+    """Invoke gives it to one of them alone: the others would change what was only to be planned."""
+    before = wheels.tree(shell.folder)
+    start = ["-m", "sagewheels"] if runner == "sagewheels" else ["-m", "invoke", "-r", str(ROOT)]
+    done = shell.run([sys.executable, *start, *words.split()])
+    tasks = " ".join(word for word in words.split() if not word.startswith("-"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{tasks}: a flag counts for one task only. Run them one at a time.\n"
+    assert wheels.tree(shell.folder) == before
+
+
+def test_the_dry_run_of_invoke_is_a_dry_run(shell: Shell) -> None:
+    folder = shell.folder / ".build-sageattention" / "source"
+    folder.mkdir(parents=True)
+    (folder / "setup.py").write_text("pass")
+    assert shell("--dry", "clean").returncode == 0
+    assert (folder / "setup.py").exists()
+    assert only_line(shell("--dry", "lint"), 2) == "this task has no dry run. Leave --dry out."
 
 
 # Interrupted
