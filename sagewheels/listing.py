@@ -9,10 +9,8 @@ from sagewheels.job import Job
 def show(job: Job) -> None:
     """Prints the table. Raises StoreError when the store does not answer."""
     verdicts = job.verdicts()
-    ui.say(
-        "list",
-        f"{ui.count(len(verdicts), 'wheel')} in {job.store.label}{', which does not exist yet' if job.is_store_missing else ''}",
-    )
+    missing = ", which does not exist yet" if job.is_store_missing else ""
+    ui.say("list", f"{ui.count(len(verdicts), 'wheel')} in {job.store.label}{missing}")
     rows = []
     for verdict in verdicts:
         one = verdict.candidate
