@@ -238,7 +238,7 @@ def demo(c: Context) -> None:
     """
     from sagewheels import demo as tour
 
-    with run.job(c, dry_run=None, locked=False) as job:
+    with run.job(c, dry_run=None) as job:
         tour.take(job.settings)
 
 

@@ -23,6 +23,7 @@ def auto(job: Job, *, rebuild: bool = False) -> None:
         plan(job, rebuild=rebuild)
         return
     started = time.monotonic()
+    job.recipe.rules(job.archs)  # before gigabytes of torch are installed for an arch that nothing can be built for
     steps.do_stack(job)
     made = None if rebuild else _existing(job)
     built = None if made else steps.do_build(job, force=rebuild)
@@ -83,13 +84,16 @@ def in_place(job: Job, topic: str = "auto") -> bool:
     untouched = installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256")))
     if not untouched or stack.faults(job.target, job.need, job.settings):
         return False
-    ui.say(topic, f"nothing to do: {state['wheel']} is in {job.target.prefix}, {state['words']}")
+    ui.say(topic, f"nothing to do: {state['wheel']} is in {job.target.prefix}, {state.get('words')}")
     return True
 
 
 def _is_of_url(state: dict[str, Any], url: str) -> bool:
     """Whether what is remembered is the wheel of this address, of these bytes if the address says so."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # fetch says what is wrong with it
+        return False
     promised = parts.fragment.removeprefix("sha256=").lower()
     return unquote(parts.path).rpartition("/")[2] == state.get("wheel") and promised in ("", state.get("sha256"))
 

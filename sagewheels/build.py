@@ -66,7 +66,7 @@ def environment(settings: Settings, plan: Plan, tree: Checkout, key: str, out: P
     stubs = _stubs(settings, plan)
     own = {
         "PATH": f"{tools / 'bin'}:{env['PATH']}",
-        "PYTHONPATH": ":".join(filter(None, [str(tools), settings.variable("PYTHONPATH")])),
+        "PYTHONPATH": str(tools),
         "LIBRARY_PATH": ":".join(filter(None, [str(stubs), settings.variable("LIBRARY_PATH")])),
         "DIST_EXTRA_CONFIG": str(extra),
         "SOURCE_DATE_EPOCH": str(tree.epoch),
@@ -79,7 +79,8 @@ def environment(settings: Settings, plan: Plan, tree: Checkout, key: str, out: P
         "LDFLAGS": plan.flags.link,
         **plan.recipe.environment,
     }
-    return {**env, **own}
+    # Another PYTHONPATH may hold another torch, against whose headers the wheel would then be compiled.
+    return {**{key: value for key, value in env.items() if not key.startswith("PYTHON")}, **own}
 
 
 def _stubs(settings: Settings, plan: Plan) -> Path:

@@ -23,6 +23,13 @@ BUILD_TOOLS = ("setuptools", "wheel", "packaging", "ninja")
 """What PyTorch extensions are built with; probed in the target, in case the package index cannot be reached."""
 
 
+_ALSO = (
+    "CC CXX CFLAGS CXXFLAGS CPPFLAGS CPATH C_INCLUDE_PATH CPLUS_INCLUDE_PATH LIBRARY_PATH NVCC_PREPEND_FLAGS "
+    "TORCH_NVCC_FLAGS CUDAARCHS"
+).split()
+"""Variables of the user that compilers read by themselves: they change the wheel, and so the build key."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Jobs:
     """Extensions built at once, and compilers at once in each of them: they multiply."""
@@ -34,11 +41,15 @@ class Jobs:
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What is appended for each compiler and the linker: the manifest's flags, then the user's own."""
+    """What is appended for each compiler and the linker: the manifest's flags, then the user's own.
+
+    `environment` holds what compilers read by themselves.
+    """
 
     cxx: str
     nvcc: str
     link: str
+    environment: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +127,7 @@ def _flags(settings: Settings, recipe: Recipe, cuda: str) -> Flags:
         cxx=" ".join([*recipe.cxx_flags, *settings.variable("CXX_APPEND_FLAGS").split()]),
         nvcc=" ".join([*recipe.nvcc(cuda), *settings.nvcc_append_flags.split()]),
         link=" ".join([*recipe.link_flags, *settings.variable("LDFLAGS").split()]),
+        environment=" ".join(f"{key}={settings.variable(key)}" for key in _ALSO if settings.variable(key)),
     )
 
 

@@ -9,13 +9,14 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sagewheels import match, ui, verify, web, wheelhouse
-from sagewheels.errors import NothingCompatible, Refused, UsageError
+from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest, loads, parse
 from sagewheels.match import Verdict
 from sagewheels.store.entries import merge
 
 _MOST_REASONS = 20
+_MOST_TRIES = 3
 
 
 def fetch(job: Job) -> tuple[Path, WheelManifest]:
@@ -27,12 +28,20 @@ def fetch(job: Job) -> tuple[Path, WheelManifest]:
     if job.settings.wheel_url:
         return from_url(job, job.settings.wheel_url)
     verdicts = job.verdicts()
-    best = next((verdict.candidate for verdict in verdicts if verdict.fits), None)
-    if best is None:
+    fits = [verdict.candidate for verdict in verdicts if verdict.fits][:_MOST_TRIES]
+    if not fits:
         explain(job, verdicts)
         raise NothingCompatible(f"{job.store.label} holds no wheel for this machine", "Run auto or build to make one")
-    ui.say("fetch", f"{best.wheel_file} fits, {_standing(best)}")
-    return bring(job, best), best
+    for place, best in enumerate(fits, 1):
+        ui.say("fetch", f"{best.wheel_file} fits, {_standing(best)}")
+        try:
+            return bring(job, best), best
+        except (Refused, StoreError) as error:
+            # A damaged or vanished wheel must not hide a good one behind it.
+            if place == len(fits):
+                raise
+            ui.say("fetch", f"not that one: {error.what}")
+    raise AssertionError("unreachable")
 
 
 def _standing(candidate: WheelManifest) -> str:
@@ -101,7 +110,10 @@ def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:
     Raises Refused when nothing says what its bytes should be and ALLOW_UNSAFE_WHEEL is off, StoreError when the
     address does not answer, NothingCompatible when its manifest does not fit this machine.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise UsageError("WHEEL_URL is not an address", "Write https://.../name.whl") from None
     name = PurePosixPath(unquote(parts.path)).name
     if parts.scheme not in {"http", "https", "file"} or not name.endswith(".whl"):
         raise UsageError(f"WHEEL_URL={url!r} is not the address of a wheel", "Write https://.../name.whl")

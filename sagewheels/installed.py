@@ -32,9 +32,23 @@ def read_state(settings: Settings, found: Target, recipe: Recipe) -> dict[str, A
     """What is remembered; empty when there is nothing, or when it cannot be read (it is only a memory)."""
     try:
         state = json.loads(state_path(settings, found, recipe).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return state if isinstance(state, dict) and state.get("prefix") == str(found.prefix) else {}
+    if not isinstance(state, dict) or state.get("prefix") != str(found.prefix):
+        return {}
+    texts = ("pending", "wheel", "sha256", "record", "previous", "words")
+    return state if all(isinstance(state.get(key), (str, type(None))) for key in texts) else {}
+
+
+def _is_pending(found: Target, recipe: Recipe, state: dict[str, Any]) -> bool:
+    """Whether what is there is what a cut-off install of ours left: nothing, the old version, or the new one.
+
+    Any other version was installed by somebody else since, and is not ours to remove.
+    """
+    if not state.get("pending"):
+        return False
+    ours = [Path(name).name.split("-")[1] for name in (state["pending"], state.get("previous")) if name]
+    return found.versions.get(recipe.name) in (None, *ours)
 
 
 def write_state(settings: Settings, found: Target, recipe: Recipe, state: dict[str, Any]) -> None:
@@ -86,10 +100,10 @@ def install(settings: Settings, found: Target, recipe: Recipe, wheel: Path, sha2
         ui.say("install", f"{wheel.name} is installed already")
         return found
     # What a cut-off install, or the same wheel damaged since, has left is not worth keeping: what was before it is.
-    again = state.get("pending") or (
+    again = _is_pending(found, recipe, state) or (
         state.get("sha256") == sha256 and state.get("record") == fingerprint(found, recipe)
     )
-    previous = state["previous"] if again else _set_aside(settings, found, recipe)
+    previous = state.get("previous") if again else _set_aside(settings, found, recipe)
     write_state(settings, found, recipe, {"pending": wheel.name, "previous": previous})
     try:
         installer.install_wheel(settings, found, wheel, name=recipe.name)
@@ -98,6 +112,9 @@ def install(settings: Settings, found: Target, recipe: Recipe, wheel: Path, sha2
         raise
     after = target.ask(found.python, "the target", settings.environ, (recipe.name,))
     record = fingerprint(after, recipe)
+    if after.versions.get(recipe.name) != wheel.name.split("-")[1] or not _is_intact(after.dist_info[recipe.name]):
+        words = restore(settings, after, recipe)
+        raise UsageError(f"{wheel.name} did not arrive in {after.site}", f"{words}. Look for settings of uv or pip")
     state = {"wheel": wheel.name, "sha256": sha256, "record": record, "previous": previous}
     write_state(settings, after, recipe, state)
     ui.say("install", f"{wheel.name} is installed in {found.prefix}")
@@ -110,7 +127,7 @@ def restore(settings: Settings, found: Target, recipe: Recipe) -> str:
     Touches nothing when it was not sagewheels that installed what is there.
     """
     state = read_state(settings, found, recipe)
-    if not (state.get("pending") or is_in_place(found, recipe, state, str(state.get("sha256")))):
+    if not (_is_pending(found, recipe, state) or is_in_place(found, recipe, state, str(state.get("sha256")))):
         if state.get("record") == fingerprint(found, recipe) != "":
             return (
                 f"{recipe.name} was changed since sagewheels installed it (auto installs it anew) and is left as it is"
@@ -122,7 +139,7 @@ def restore(settings: Settings, found: Target, recipe: Recipe) -> str:
     if previous:
         installer.install_wheel(settings, found, Path(previous), name=recipe.name)
     else:
-        installer.pip(settings, found, "uninstall", [recipe.name], error=UsageError)
+        installer.uninstall(settings, found, recipe.name)
     state_path(settings, found, recipe).unlink(missing_ok=True)
     return f"{Path(previous).name} is back" if previous else f"{recipe.name} is not installed, as before"
 
@@ -150,7 +167,9 @@ def repack(dist_info: Path, into: Path) -> Path:
         ]
     except OSError:
         tags = ["py3-none-any"]
-    wheel = into / f"{dist_info.name.removesuffix('.dist-info')}-{tags[0] if tags else 'py3-none-any'}.whl"
+    # All of them, as compressed sets: the first of `py2.py3-none-any` alone would not be installed again.
+    parts = [sorted(set(part)) for part in zip(*(tag.split("-") for tag in tags or ["py3-none-any"]), strict=True)]
+    wheel = into / f"{dist_info.name.removesuffix('.dist-info')}-{'-'.join('.'.join(part) for part in parts)}.whl"
     part = wheel.with_name(f".{wheel.name}.{os.getpid()}.part")
     rows = io.StringIO()
     record = csv.writer(rows, lineterminator="\n")

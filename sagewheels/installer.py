@@ -13,7 +13,8 @@ from sagewheels.target import Target
 
 _BENDING = frozenset(
     "PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_PYTHON PIP_DRY_RUN PIP_NO_DEPS PIP_REQUIREMENT PIP_REQUIRE_VIRTUALENV "
-    "UV_TARGET UV_PREFIX UV_PYTHON UV_SYSTEM_PYTHON UV_BREAK_SYSTEM_PACKAGES UV_MANAGED_PYTHON UV_NO_MANAGED_PYTHON "
+    "PIP_REQUIRE_HASHES PIP_CONSTRAINT UV_REQUIRE_HASHES UV_CONSTRAINT UV_OVERRIDE UV_EXCLUDE UV_TARGET UV_PREFIX "
+    "UV_PYTHON UV_SYSTEM_PYTHON UV_BREAK_SYSTEM_PACKAGES UV_MANAGED_PYTHON UV_NO_MANAGED_PYTHON "
     "PYTHONHOME PYTHONPATH PYTHONUSERBASE PYTHONSTARTUP".split()
 )
 """Variables that send an install elsewhere than into the target that was chosen. Index settings stay in force."""
@@ -57,7 +58,18 @@ def install_wheel(settings: Settings, target: Target, wheel: Path, *, name: str)
     # uv links files to its cache, which an edit of the installed file would change too: only the wheel's bytes count.
     fresh = ["--no-cache", "--link-mode", "copy", "--reinstall-package", name]
     replace: list[str | Path] = [*fresh] if uv else ["--no-cache-dir", "--force-reinstall"]
-    pip(settings, target, "install", ["--no-deps", "--no-index", *replace, wheel.resolve()], error=UsageError)
+    arguments = [*_no_config(uv), "--no-deps", "--no-index", *replace, wheel.resolve()]
+    pip(settings, target, "install", arguments, error=UsageError)
+
+
+def uninstall(settings: Settings, target: Target, name: str) -> None:
+    """Takes the package out of the target."""
+    pip(settings, target, "uninstall", [*_no_config(uv_program(settings)), name], error=UsageError)
+
+
+def _no_config(uv: Path | None) -> list[str | Path]:
+    """A uv.toml where the user stands may name another place to install to; a local file needs no settings."""
+    return ["--no-config"] if uv else []
 
 
 def into_folder(settings: Settings, target: Target, folder: Path, requirements: Sequence[str]) -> None:

@@ -21,10 +21,12 @@ from sagewheels.host import Host
 from sagewheels.manifest import WheelManifest
 from sagewheels.match import Verdict, Wanted, rank
 from sagewheels.recipe import Recipe
+from sagewheels.resources import ROOT
 from sagewheels.stack import Need
 from sagewheels.store import Store
 from sagewheels.target import Target
 
+_OWN = "Name a folder of its own, such as .build-sageattention"
 DEFAULT_ARCH = "12.0"
 """What is built where there is no GPU and no arch was named: the RTX 5090."""
 
@@ -116,6 +118,8 @@ class Job:
     def source(self) -> str:
         """What wheels must have been built from: the pinned commit, or the ref that the user asked for instead."""
         asked, pinned = self.settings.sage_source_ref, self.recipe.source
+        if pinned.path:
+            return ""
         return asked if asked and asked != pinned.ref else pinned.commit
 
     def in_wheelhouse(self) -> list[tuple[Path, WheelManifest]]:
@@ -147,6 +151,8 @@ class Job:
         Raises UsageError when WORK_DIR cannot be used.
         """
         folder = self.settings.work_dir
+        if folder.resolve() in (Path.cwd(), Path.home(), ROOT, Path("/")) or (folder / ".git").exists():
+            raise UsageError(f"WORK_DIR {folder} is a folder of yours, in which sagewheels would remove things", _OWN)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder / "lock", str(folder)), self._target_alone():
@@ -181,8 +187,11 @@ def _locked(path: Path, what: str) -> Iterator[None]:
         except OSError:
             ui.say("lock", f"waiting for process {lock.read().strip() or 'unknown'}, which works in {what}")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.seek(0)
-        lock.truncate()
-        lock.write(str(os.getpid()))
-        lock.flush()
+        try:
+            lock.seek(0)
+            lock.truncate()
+            lock.write(str(os.getpid()))
+            lock.flush()
+        except OSError:  # a full disk must not keep `clean` from emptying it; the lock itself is held
+            pass
         yield

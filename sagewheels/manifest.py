@@ -15,6 +15,7 @@ from sagewheels.errors import Refused, UsageError
 
 SCHEMA = 1
 _WHEEL_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+]*(-[A-Za-z0-9._+!]+){4,5}\.whl")
+_LONGEST = 1000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEXTS = (
     "created_at_utc wheel_file wheel_sha256 hf_wheel_url sageattention_version expected_sageattention_version "
@@ -119,7 +120,8 @@ def parse(data: object, where: str) -> WheelManifest:
         name=name.lower().replace("_", "-"),
         version=version,
         torch=text["torch_version"].partition("+")[0],
-        cuda=text["cuda_version"] or _cuda_of(text["torch_version"], text["torch_index_url"], version),
+        cuda=_release(text["cuda_version"], "cuda_version", where)
+        or _cuda_of(text["torch_version"], text["torch_index_url"], version),
         archs=_archs(data, text, where),
         glibc=text["glibc"],
         build_key=text["build_key"],
@@ -135,7 +137,17 @@ def _text(data: Mapping[str, Any], key: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise ManifestError(f"{where}: {key} is not text")
+    # These end up in lines on a terminal: no escape sequences, no line breaks, nothing endless.
+    if key != "wheel_file" and (len(value) > _LONGEST or not value.isprintable()):
+        raise ManifestError(f"{where}: {key} is not plain text of a sane length")
     return value.strip()
+
+
+def _release(text: str, key: str, where: str) -> str:
+    """`12.8`, or nothing."""
+    if text and not re.fullmatch(r"\d{1,5}(\.\d{1,5}){0,3}", text):
+        raise ManifestError(f"{where}: {key} {text[:20]!r} is not a version in numbers")
+    return text
 
 
 def _archs(data: Mapping[str, Any], text: Mapping[str, str], where: str) -> tuple[Arch, ...]:

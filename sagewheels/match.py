@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -169,7 +170,7 @@ def _version(text: str) -> Version | str:
     """A Version, or the text itself where it is none: equal to nothing but itself."""
     try:
         return Version(text)
-    except InvalidVersion:
+    except (InvalidVersion, ValueError):  # Python refuses numbers of thousands of digits
         return text
 
 
@@ -177,4 +178,4 @@ def _version(text: str) -> Version | str:
 def _release(text: str) -> tuple[int, ...]:
     """`2.36` as (2, 36); what is no number counts as not known, which is never too new."""
     parts = text.split(".")
-    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
+    return tuple(int(part) for part in parts) if all(re.fullmatch(r"[0-9]{1,6}", part) for part in parts) else ()

@@ -15,6 +15,10 @@ from sagewheels.errors import SageError, StoreError, UsageError
 from sagewheels.recipe import Patch, Recipe
 from sagewheels.resources import ROOT
 
+_OTHER_REPOSITORY = frozenset(
+    "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_COMMON_DIR "
+    "GIT_NAMESPACE GIT_PREFIX".split()
+)
 _ANCHOR = re.compile(
     r"^diff --git a/(?P<file>\S+) b/\S+\nindex (?P<old>[0-9a-f]{7,40})\.\.(?P<new>[0-9a-f]{7,40})", re.M
 )
@@ -89,8 +93,10 @@ def _fetch(settings: Settings, recipe: Recipe, folder: Path, repo: str, ref: str
 
 def _git(settings: Settings, folder: Path, *arguments: str) -> str:
     """Output of git in `folder`; it never asks for a password, and gives up on a dead connection after 30 s."""
+    # Set by hooks and `rebase --exec`: they would make every command work on the user's own repository.
+    theirs = {key: value for key, value in settings.environ.items() if key not in _OTHER_REPOSITORY}
     env = {
-        **settings.environ,
+        **theirs,
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_LFS_SKIP_SMUDGE": "1",
         "GIT_HTTP_LOW_SPEED_LIMIT": "1000",

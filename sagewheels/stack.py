@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from sagewheels import installer, match, target, ui
+from sagewheels import installer, match, proc, target, ui
 from sagewheels.arch import Arch
 from sagewheels.config import Settings
 from sagewheels.errors import SageError, StoreError, UsageError
@@ -38,7 +41,8 @@ class Attempt:
     why: str
 
     def __str__(self) -> str:
-        return f"{' '.join(self.requirements)} from {self.index_url or 'the default package index'} ({self.why})"
+        index = re.sub(r"//[^/]*@", "//", self.index_url) or "the default package index"
+        return f"{' '.join(self.requirements)} from {index} ({self.why})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +210,16 @@ def proven_stacks(candidates: Iterable[WheelManifest], wanted: Wanted, driver_cu
     return sorted(good, key=lambda candidate: (_key(candidate.torch), candidate.created_at_utc), reverse=True)
 
 
-def install(settings: Settings, need: Need, found: Target, plan: Iterable[Attempt]) -> Target:
+def pending_path(settings: Settings, found: Target) -> Path:
+    """The mark that an install of the stack into this target has begun and not ended."""
+    digest = hashlib.sha256(str(found.prefix).encode()).hexdigest()[:16]
+    return settings.work_dir / "state" / f"stack-{digest}.pending"
+
+
+def install(settings: Settings, need: Need, found: Target, plan: Iterable[Attempt], *, again: bool = False) -> Target:
     """Works through the attempts, printing each, until the target's stack is good; returns the facts after it.
+
+    `again` lays every package anew, also those that seem to be there.
 
     Raises StoreError when no index had anything, UsageError when what could be installed is not good.
     """
@@ -216,7 +228,8 @@ def install(settings: Settings, need: Need, found: Target, plan: Iterable[Attemp
     for attempt in plan:
         ui.say("stack", f"trying {attempt}")
         try:
-            installer.pip(settings, found, "install", _arguments(attempt), error=StoreError)
+            anew = ["--reinstall" if installer.uv_program(settings) else "--force-reinstall"] if again else []
+            installer.pip(settings, found, "install", [*anew, *_arguments(attempt)], error=StoreError)
         except StoreError as problem:
             ui.say("stack", f"that failed: {problem.what[:300]}")
             problems.append(problem.what[:120])
@@ -224,12 +237,20 @@ def install(settings: Settings, need: Need, found: Target, plan: Iterable[Attemp
         found = target.ask(found.python, "the target", settings.environ)
         wrong = faults(found, need, settings)
         if not wrong:
-            return found
+            wrong = import_faults(settings, found)
+            if not wrong:
+                return found
         error = UsageError
         problems.append("; ".join(wrong))
         ui.say("stack", f"that is not good: {problems[-1]}")
     last = problems[-1] if problems else "nothing to try"
     raise error(f"no stack could be installed ({last})", "Check the network, TORCH_CHANNEL and the pins")
+
+
+def import_faults(settings: Settings, found: Target) -> list[str]:
+    """What `import torch` says. Asked once after an install: metadata is there before the last library is."""
+    tried = proc.run([found.python, "-I", "-c", "import torch"], env=settings.environ, timeout=300)
+    return [f"import torch failed: {tried.last_line}"] if tried.code else []
 
 
 def _arguments(attempt: Attempt) -> list[str]:

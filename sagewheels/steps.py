@@ -8,7 +8,7 @@ from typing import Any
 from sagewheels import build as compiling
 from sagewheels import buildplan, installed, smoke, stack, ui, verify, wheel, wheelhouse
 from sagewheels import fetch as fetching
-from sagewheels.errors import NothingCompatible, Refused, SmokeFailed, StoreError, UsageError
+from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest
 from sagewheels.match import rank
@@ -18,7 +18,10 @@ Made = tuple[Path, WheelManifest]
 
 def do_stack(job: Job) -> None:
     """A good CUDA PyTorch and Triton in the target. Raises UsageError, StoreError."""
-    wrong = stack.faults(job.target, job.need, job.settings)
+    cut_off = stack.pending_path(job.settings, job.target)
+    wrong = [*stack.faults(job.target, job.need, job.settings)]
+    if cut_off.exists():
+        wrong.append("an install of it was cut off")
     torch = job.target.torch
     if torch and not wrong:
         triton = job.target.versions.get("triton", "none")
@@ -31,7 +34,12 @@ def do_stack(job: Job) -> None:
         for place, attempt in enumerate(plan, 1):
             ui.say("stack", f"would try, {place}: {attempt}")
         return
-    stack.install(job.settings, job.need, job.target, plan)
+    # Whoever finds this mark knows that files of torch may be missing, however whole its version.py looks.
+    again = cut_off.exists()
+    cut_off.parent.mkdir(parents=True, exist_ok=True)
+    cut_off.touch()
+    stack.install(job.settings, job.need, job.target, plan, again=again)
+    cut_off.unlink(missing_ok=True)
     job.target = None
     fresh = job.target.torch
     assert fresh is not None
@@ -160,6 +168,9 @@ def do_smoke(job: Job) -> smoke.Outcome | None:
         outcome = smoke.run(job.settings, job.recipe, job.target, job.host, names)
     except SmokeFailed as error:
         raise SmokeFailed(error.what, f"{_put_back(job)}. {error.remedy}") from None
+    except BaseException:  # Ctrl-C, a full disk, nobody who reads our output: what is not proven does not stay
+        _put_back(job)
+        raise
     if outcome.failures:
         for text in outcome.failures:
             ui.say("smoke", f"FAILED: {text}")
@@ -190,8 +201,12 @@ def _ours(job: Job, state: dict[str, Any]) -> Made | None:
 
 
 def _put_back(job: Job) -> str:
-    words = installed.restore(job.settings, job.target, job.recipe)
-    job.target = None
+    try:
+        words = installed.restore(job.settings, job.target, job.recipe)
+    except SageError as error:
+        return f"WHAT WAS THERE BEFORE COULD NOT BE PUT BACK: {error.what}"
+    finally:
+        job.target = None
     # Files that somebody changed since are theirs: then nothing was put back, and the line must not say so.
     return words if "was changed since" in words else f"The machine is as it was: {words}"
 
@@ -225,7 +240,8 @@ def _record(job: Job, made: Made, outcome: smoke.Outcome) -> None:
     manifest = made[1]
     if outcome.loaded_only:
         entry = {"torch_version": circumstances(job)["torch"], "python_version": job.target.version, "gpu": None}
-        loads = [item for item in manifest.data.get("loads") or [] if item != entry]
+        known = manifest.data.get("loads")
+        loads = [item for item in known if item != entry] if isinstance(known, list) else []
         wheelhouse.write_manifest(job.settings, manifest.updated(loads=[*loads, entry]))
         return
     known = {(proof.gpu, proof.raw.get("driver"), proof.raw.get("torch_version")) for proof in manifest.proofs}

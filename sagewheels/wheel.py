@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import lzma
 import re
 import shutil
 import stat
@@ -91,10 +92,21 @@ def inspect(path: Path, package: str) -> Wheel:
             _members(archive, path.name, package)
             info = _dist_info(archive, path.name)
             _record(archive, info, path.name)
+            _no_programs(archive, info, path.name)
             name, version = _metadata(archive, info, path.name)
             tags = _tags(archive, info, path.name)
             extensions = dict(_extensions(archive, package))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        csv.Error,
+        EOFError,
+        OSError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         raise Refused(f"{path.name} is not a readable zip archive ({error})") from None
     return Wheel(path=path, sha256=sha256, size=size, name=name, version=version, tags=tags, extensions=extensions)
 
@@ -140,6 +152,13 @@ def _record(archive: zipfile.ZipFile, info: str, file: str) -> None:
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
         if listed[name][1] != f"sha256={digest}" or listed[name][2] != str(len(content)):
             raise Refused(f"{file}: {name} is not what RECORD says")
+
+
+def _no_programs(archive: zipfile.ZipFile, info: str, file: str) -> None:
+    """Entry points become programs in bin/, where one called pip or torchrun would replace the real one."""
+    name = f"{info}/entry_points.txt"
+    if name in archive.namelist() and re.search(r"^\s*\[\s*(console|gui)_scripts", _text(archive, name, file), re.M):
+        raise Refused(f"{file} would install programs, which a package of kernels has no use for")
 
 
 def _metadata(archive: zipfile.ZipFile, info: str, file: str) -> tuple[str, str]:

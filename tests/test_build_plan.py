@@ -398,7 +398,7 @@ def test_what_the_source_is_told(plan: Plan, tmp_path: Path) -> None:
         "CXX_APPEND_FLAGS": "-g0",
         "NVCC_APPEND_FLAGS": "--compress-mode=size",
         "LDFLAGS": "-Wl,-s",
-        "PYTHONPATH": f"{tools}:/p",
+        "PYTHONPATH": tools,
     }
     assert (env["TORCH_CUDA_ARCH_LIST"], env["CUDAARCHS"]) == ("9.0", "90")
     assert (env["EXT_PARALLEL"], env["MAX_JOBS"], env["SOURCE_DATE_EPOCH"]) == ("3", "2", "1700000000")

@@ -446,3 +446,11 @@ def test_clean_removes_what_can_be_made_again(shell: Shell) -> None:
     shell("clean", "--all")
     assert sorted(path.name for path in (*house.iterdir(), *logs.iterdir())) == ["mine.log", "mine.whl"]
     assert shell("clean", "--all").stdout == "[clean] there is nothing to remove\n"
+
+
+def test_a_work_dir_that_is_the_users_own_folder_is_refused(shell: Shell) -> None:
+    (shell.folder / "source").mkdir()
+    (shell.folder / "source" / "thesis.tex").write_text("years of work")
+    line = only_line(shell("clean", WORK_DIR="."), 2)
+    assert line.startswith(f"WORK_DIR {shell.folder} is a folder of yours, in which sagewheels would remove things. ")
+    assert (shell.folder / "source" / "thesis.tex").exists()

@@ -463,3 +463,11 @@ def test_a_download_that_breaks_off(shared: Machine, tmp_path: Path, monkeypatch
             fetch.fetch(url_job(shared, tmp_path, url))
     assert caught.value.code == 7
     assert in_house(tmp_path) == []
+
+
+def test_a_damaged_wheel_does_not_hide_a_good_one(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    newer = bench.make("+cu130torch2.11sm120.k2", created_at_utc="2030-01-01T00:00:00Z")
+    bench.put(bench.make(created_at_utc="2020-01-01T00:00:00Z"), newer)
+    bench.damage(newer.wheel_file)
+    assert fetch.fetch(bench.job())[1].wheel_file == GOOD
+    assert any(line.startswith("[fetch] not that one: ") for line in lines(capsys))

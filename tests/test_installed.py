@@ -406,3 +406,43 @@ def test_variables_that_name_another_place_do_not_bend_an_install(
     place.install(ours, replace(place.settings, environ={**place.settings.environ, **bent}))
     assert place.machine.import_version() == "ours"
     assert not Path(elsewhere).exists()
+
+
+def test_a_universal_wheel_of_two_tags_is_put_back(place: Place, ours: Path, tmp_path: Path) -> None:
+    older = wheels.make(
+        tmp_path / "dist",
+        {f"{wheels.PACKAGE}/__init__.py": b"mark = 'universal'\n"},
+        version="0.7",
+        tag="py2.py3-none-any",
+    )
+    wheels.pip(place.machine.python, "install", older)
+    place.install(ours)
+    assert place.restore() == f"{older.name} is back"
+    assert place.machine.import_version() == "universal"
+
+
+def test_what_the_user_installed_after_a_cut_off_install_is_not_ours(place: Place, ours: Path, theirs: Path) -> None:
+    installed.write_state(place.settings, place.target, place.recipe, {"pending": ours.name, "previous": None})
+    wheels.pip(place.machine.python, "install", theirs)
+    assert place.restore() == "tinyattn was not installed by sagewheels and is left as it is"
+    assert place.machine.import_version() == "theirs"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"prefix": 7}', '{"pending": 7, "prefix": "PREFIX"}', "[]", "\xff"])
+def test_a_memory_of_other_types_is_none(place: Place, ours: Path, text: str) -> None:
+    place.install(ours)
+    path = installed.state_path(place.settings, place.target, place.recipe)
+    path.write_text(text.replace("PREFIX", str(place.target.prefix)), encoding="latin-1")
+    assert installed.read_state(place.settings, place.target, place.recipe) == {}
+    place.install(ours)
+
+
+def test_a_uv_toml_where_the_user_stands_does_not_bend_an_install(
+    place: Place, ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stand").mkdir()
+    (tmp_path / "stand" / "uv.toml").write_text(f'[pip]\ntarget = "{tmp_path}/elsewhere"\n')
+    monkeypatch.chdir(tmp_path / "stand")
+    place.install(ours)
+    assert place.machine.import_version() == "ours"
+    assert not (tmp_path / "elsewhere").exists()

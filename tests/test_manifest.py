@@ -297,3 +297,10 @@ def test_manifests_are_compared_by_their_facts() -> None:
     assert parse(first(built_for="a"), "x") == parse(first(built_for="b"), "y")
     assert parse(first(target_arch="8.9"), "x") != parse(first(), "x")
     assert isinstance(parse(first(), "x"), WheelManifest)
+
+
+@pytest.mark.parametrize("text", ["2.9\n[fetch] forged", "\x1b[2J", "9" * 5000])
+@pytest.mark.parametrize("key", ["torch_version", "cuda_version", "created_at_utc", "python_tag"])
+def test_text_that_would_forge_lines_on_a_terminal_is_refused(key: str, text: str) -> None:
+    with pytest.raises(ManifestError):
+        parse({"wheel_file": "a-1-py3-none-any.whl", key: text}, "test")

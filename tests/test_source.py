@@ -450,3 +450,21 @@ def test_content_hash_knows_where_names_and_contents_end() -> None:
     assert source.content_hash({"a": b"bc"}) != source.content_hash({"ab": b"c"})
     assert source.content_hash({"a": b"1", "b": b"2"}) == source.content_hash({"b": b"2", "a": b"1"})
     assert source.content_hash({"a": b"1"}) != source.content_hash({"a": b"2"})
+
+
+def test_the_users_own_repository_is_never_touched(upstream: Path, tmp_path: Path) -> None:
+    """Hooks and `rebase --exec` run with GIT_DIR set: every git command would mean that repository."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    git(mine, "init", "--quiet")
+    (mine / "mine.txt").write_text("precious\n")
+    before = wheels.tree(mine)
+    pointed = {
+        "GIT_DIR": str(mine / ".git"),
+        "GIT_WORK_TREE": str(mine),
+        "GIT_INDEX_FILE": str(mine / ".git" / "index"),
+    }
+    here = bench(upstream)
+    found = here.checkout(environ={**os.environ, **pointed})
+    assert (found.folder / "setup.py").exists()
+    assert wheels.tree(mine) == before

@@ -374,6 +374,11 @@ class Index:
         self.now = NOTHING
         monkeypatch.setattr(installer, "pip", self.pip)
         monkeypatch.setattr(target, "ask", self.ask)
+        monkeypatch.setattr(stack, "import_faults", self.import_faults)
+
+    def import_faults(self, settings: Settings, found: Target) -> list[str]:
+        assert found == self.now
+        return []
 
     def pip(
         self, settings: Settings, found: Target, verb: str, arguments: list[str], *, error: type[SageError]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sagewheels import installed, steps, wheel, wheelhouse
+from sagewheels import installed, stack, steps, wheel, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, UsageError
 from sagewheels.manifest import WheelManifest
 from tests import wheels
@@ -61,6 +61,18 @@ def test_a_good_stack_is_kept(here: Machine, capsys: pytest.CaptureFixture[str])
     prefix = here.python.parent.parent
     assert lines(capsys) == [f"[stack] kept: torch 2.11.0+cu130, triton 3.6.0, CUDA 13.0 in {prefix}"]
     assert wheels.tree(here.folder) == before
+
+
+def test_a_stack_whose_install_was_cut_off_is_laid_anew(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """torch/version.py is there long before the last library is: metadata alone would call it good for ever."""
+    job = here.job(dry_run=True, torch_channel="pypi")
+    mark = stack.pending_path(job.settings, job.target)
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    steps.do_stack(job)
+    said = lines(capsys)
+    assert said[0] == f"[stack] {here.python} needs a stack: an install of it was cut off"
+    assert said[1].startswith("[stack] would try, 1: torch from the default package index")
 
 
 def test_a_dry_run_says_what_would_be_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,8 @@ from sagewheels.store.directory import DirectoryStore
 def python(script: str, *args: str) -> subprocess.CompletedProcess[str]:
     """Another process with sagewheels on its path."""
     command = [sys.executable, "-c", script, *args]
-    env = {**os.environ, "PYTHONPATH": str(Path(directory.__file__).parents[2])}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}  # some may not write
+    env |= {"PYTHONPATH": str(Path(directory.__file__).parents[2])}
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 

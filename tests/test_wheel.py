@@ -331,3 +331,10 @@ def test_no_cuobjdump_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, re
     with pytest.raises(UsageError) as caught:
         wheel.cuobjdump()
     assert str(caught.value) == "cuobjdump is missing. Install the package nvidia-cuda-cuobjdump beside sagewheels."
+
+
+@pytest.mark.parametrize("group", ["console_scripts", "gui_scripts"])
+def test_one_that_would_install_programs(tmp_path: Path, group: str) -> None:
+    """They would land in bin/, over pip and torchrun."""
+    path = wheels.make(tmp_path, info={"entry_points.txt": f"[{group}]\npip = {PACKAGE}:main\n".encode()})
+    assert refused(path) == f"{FILE} would install programs, which a package of kernels has no use for."

@@ -85,7 +85,7 @@ def test_the_first_machine_builds_and_publishes(tour: Tour) -> None:
     for expected in (
         r"\[demo\] first machine: the store .*/demo/store is empty, so the wheel is built and published",
         r"\[stack\] installed: torch \S+, triton \S+",
-        r"\[fetch\] .*/demo/store holds no wheels at all",
+        r"\[fetch\] .*/demo/store holds no wheels at all: it does not exist yet",
         r"\[build\] nvcc V[\d.]+ from .+",
         r"\[build\] \d+ units for [\d.;]+, EXT_PARALLEL=\d+ MAX_JOBS=\d+ \(.*\), log .*/one/logs/build-demo-.*\.log",
         rf"\[build\] {re.escape(name)}, [\d.]+ [kM]B, in .+",
