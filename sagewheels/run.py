@@ -18,6 +18,10 @@ from sagewheels.errors import Interrupted, SageError, UsageError
 from sagewheels.job import Job
 
 
+_SWITCHES = frozenset("--dry-run -d --rebuild -r --force -f --all".split())
+"""The flags that take no value."""
+
+
 @contextmanager
 def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, **flags: str | None) -> Iterator[Job]:
     """A Job for one task. Everything that leaves the block is an Exit: one line on stderr and the right exit code.
@@ -57,10 +61,17 @@ def refuse_flags_of_many(words: Sequence[str], tasks: Collection[str]) -> None:
 
     Invoke gives a flag to the task before it alone: `stack fetch --dry-run` would install a stack.
     """
-    named = [word for word in words if word in tasks]
-    first = next((place for place, word in enumerate(words) if word in tasks), len(words))
-    if len(named) > 1 and any(word.startswith("-") for word in words[first:]):
-        raise UsageError(f"{' '.join(named)}: a flag counts for one task only", "Run them one at a time")
+    # `--manifest demo` names no task: what follows a flag that takes a value is that value.
+    values = {
+        place + 1
+        for place, word in enumerate(words)
+        if word.startswith("-") and "=" not in word and word not in _SWITCHES
+    }
+    named = [place for place, word in enumerate(words) if word in tasks and place not in values]
+    if len(named) > 1 and any(word.startswith("-") for word in words[named[0] :]):
+        raise UsageError(
+            f"{' '.join(words[place] for place in named)}: a flag counts for one task only", "Run them one at a time"
+        )
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

@@ -304,6 +304,12 @@ def test_a_flag_among_several_tasks_is_refused(shell: Shell, runner: str, words:
     assert wheels.tree(shell.folder) == before
 
 
+def test_a_value_that_is_called_like_a_task_is_no_task(shell: Shell) -> None:
+    """`smoke --manifest demo` means the manifest."""
+    line = only_line(shell("smoke", "--manifest", "demo"), 2)
+    assert line.startswith("sagedemo is not installed in ")
+
+
 def test_the_dry_run_of_invoke_is_a_dry_run(shell: Shell) -> None:
     folder = shell.folder / ".build-sageattention" / "source"
     folder.mkdir(parents=True)
