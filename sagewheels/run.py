@@ -17,7 +17,6 @@ from sagewheels import config
 from sagewheels.errors import Interrupted, SageError, UsageError
 from sagewheels.job import Job
 
-
 _SWITCHES = frozenset("--dry-run -d --rebuild -r --force -f --all".split())
 """The flags that take no value."""
 
