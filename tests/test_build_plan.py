@@ -392,7 +392,7 @@ def test_what_the_source_is_told(plan: Plan, tmp_path: Path) -> None:
     tree = Checkout(folder=tmp_path, repo="r", ref="v", commit=COMMIT, epoch=1700000000, patches=())
     env = build.environment(settings, plan, tree, "0123456789abcdef" * 4, tmp_path)
     tools = env["PYTHONPATH"].split(":")[0]
-    assert tools.startswith(f"{tmp_path}/work/buildtools/cp312-")
+    assert tools.startswith(str(tmp_path / "work" / "buildtools" / "cp312-"))
     assert env["PATH"] == f"{tools}/bin:{tmp_path}/cuda/bin:/bin"
     assert {name: env[name] for name in ("CXX_APPEND_FLAGS", "NVCC_APPEND_FLAGS", "LDFLAGS", "PYTHONPATH")} == {
         "CXX_APPEND_FLAGS": "-g0",
