@@ -124,13 +124,10 @@ class Job:
 
     def in_wheelhouse(self) -> list[tuple[Path, WheelManifest]]:
         """Wheels of the wheelhouse that fit this machine, best first."""
-        paths = {manifest.wheel_file: path for path, manifest in wheelhouse.wheels(self.settings)}
-        candidates = [manifest for _, manifest in wheelhouse.wheels(self.settings)]
-        return [
-            (paths[verdict.candidate.wheel_file], verdict.candidate)
-            for verdict in rank(candidates, self.wanted(here=True))
-            if verdict.fits
-        ]
+        found = wheelhouse.wheels(self.settings)
+        paths = {manifest.wheel_file: path for path, manifest in found}
+        verdicts = rank([manifest for _, manifest in found], self.wanted(here=True))
+        return [(paths[one.candidate.wheel_file], one.candidate) for one in verdicts if one.fits]
 
     def verdicts(self) -> list[Verdict]:
         """Every wheel of the store against this machine, best first. Raises StoreError."""

@@ -19,7 +19,7 @@ Made = tuple[Path, WheelManifest]
 def do_stack(job: Job) -> None:
     """A good CUDA PyTorch and Triton in the target. Raises UsageError, StoreError."""
     cut_off = stack.pending_path(job.settings, job.target)
-    wrong = [*stack.faults(job.target, job.need, job.settings)]
+    wrong = stack.faults(job.target, job.need, job.settings)
     if cut_off.exists():
         wrong.append("an install of it was cut off")
     torch = job.target.torch
