@@ -82,7 +82,8 @@ def known(gpu: Mapping[str, Any], row: Mapping[str, Any], full: Mapping[str, Any
 def _name(call: Mapping[str, Any]) -> str:
     """`sageattn_qk_int8_pv_fp16_cuda(pv_accum_dtype=fp32)`."""
     options = ", ".join(f"{key}={value}" for key, value in call["arguments"].items())
-    return call["call"].partition(":")[2] + (f"({options})" if options else "")
+    name = str(call["call"]).partition(":")[2]
+    return f"{name}({options})" if options else name
 
 
 def show(gpu: Mapping[str, Any], full: Mapping[str, Any]) -> None:
