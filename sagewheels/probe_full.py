@@ -78,13 +78,13 @@ def gqa_lse(torch, call, device, order):
     for layout in ("HND", "NHD"):
         for heads in ([8, 8], [8, 2], [6, 1]):
             q, k, v = draw(torch, device, torch.float16, heads, 300, 128, 7)
-            name = "%s %d/%d heads" % (layout, *heads)
+            name = "%s %d/%d heads" % (layout, heads[0], heads[1])
             try:
                 out, lse = call(*as_layout(layout, q, k, v), tensor_layout=layout, is_causal=False, return_lse=True)
             except Exception as error:
                 yield {"case": name, "error": short(error)}
                 continue
-            yield judged(torch, name, *as_layout(layout, out), reference(torch, q, k, v, False))
+            yield judged(torch, name, as_layout(layout, out)[0], reference(torch, q, k, v, False))
             groups = heads[0] // heads[1]
             scores = q.float() @ k.float().repeat_interleave(groups, dim=1).transpose(2, 3) * 128**-0.5
             want = torch.logsumexp(scores, dim=-1)
