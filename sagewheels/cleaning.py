@@ -17,7 +17,8 @@ def clean(settings: Settings, *, everything: bool, dry_run: bool) -> None:
     victims = [settings.work_dir / name for name in _OURS if (settings.work_dir / name).exists()]
     if everything:
         # Only what we put there: these folders may be shared with other files of the user.
-        victims += sorted([*settings.wheelhouse_dir.glob("*.whl.json"), *_wheels(settings), *settings.wheelhouse_dir.glob(wheelhouse.MARKS)])
+        victims += sorted([*settings.wheelhouse_dir.glob("*.whl.json"), *_wheels(settings)])
+        victims += settings.wheelhouse_dir.glob(wheelhouse.MARKS)
         victims += sorted(
             path for kind in ("build", "smoke", "error") for path in settings.log_dir.glob(f"{kind}-*.log")
         )

@@ -233,9 +233,9 @@ def _known_bad(table: _Table) -> list[Mark]:
     for key, name in names.items():
         if name and not SHA256.fullmatch(name):
             raise UsageError(f"{table.where(key)} is not 64 hex digits")
-    reason = table.text("reason")
+    reason, listed = table.text("reason"), table.texts("archs", ())
     try:
-        archs = [str(arch.parse(text).plain) for text in table.texts("archs", ())]
+        archs = [str(arch.parse(text).plain) for text in listed]
     except UsageError as error:
         raise UsageError(f"{table.where('archs')}: {error.what}") from None
     table.nothing_left()
