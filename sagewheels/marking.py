@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,13 +48,19 @@ def record(job: Job, manifest: WheelManifest, sha256: str, faults: Sequence[Faul
             "gpu": fault.gpu,
             "driver": job.host.driver,
             "torch_version": found.torch.version if found.torch else None,
-            "reason": " ".join(fault.reason.split()),
+            "reason": _plain(fault.reason),
             "at_utc": bad.later(now, (one.at_utc for one in manifest.proofs if one.arch == fault.arch)),
             "sagewheels": sagewheels.__version__,
         }
         mark = bad.read(raw)
         if mark:
             _record(job, mark)
+
+
+def _plain(text: str) -> str:
+    """One line that can be read and published: of paths, which are this machine's own, only the last part."""
+    bare = re.sub(r"(?:/[^/\s'\":]+)+/", "", " ".join(text.split()))
+    return "".join(letter if letter.isprintable() else "?" for letter in bare)[:300]
 
 
 def _record(job: Job, mark: bad.Mark) -> None:

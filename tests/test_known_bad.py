@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sagewheels import auto, listing, steps, wheelhouse
+from sagewheels import auto, listing, marking, steps, wheelhouse
 from sagewheels.errors import NothingCompatible, SmokeFailed
 from sagewheels.job import Job
 from sagewheels.store import index
@@ -65,6 +65,10 @@ def smoke_fails(machine: Machine, **changes: Any) -> str:
         auto.auto(machine.job(**changes))
     assert (caught.value.code, machine.import_version()) == (6, "none")
     return str(caught.value)
+
+
+def on_hub(hub: Hub) -> dict[str, Any]:
+    return {"sage_store": "", "hf_repo_id": REPO, "hf_endpoint": hub.endpoint, "remote_dir": "sage"}
 
 
 def store(machine: Machine) -> Path:
@@ -133,12 +137,7 @@ def test_a_store_that_can_only_be_read(
     path = wheels.make(rtx.folder / "dist", python=WRONG)
     facts = {"what": f"{GOOD} is known to be bad on arch 12.0", "label": f"hf://datasets/{REPO}@main/sage"}
     with Hub(write=("hf_write",), read=("hf_read",)) as hub:
-        where: dict[str, Any] = {
-            "sage_store": "",
-            "hf_repo_id": REPO,
-            "hf_endpoint": hub.endpoint,
-            "remote_dir": "sage",
-        }
+        where = on_hub(hub)
         steps.do_upload(rtx.job(**where, hf_token="hf_write"), (path, wheels.describe(path)))
         commits = hub.commits
         capsys.readouterr()
@@ -155,12 +154,7 @@ def test_a_store_that_can_only_be_read(
 def test_the_hub_is_told(rtx: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = wheels.make(rtx.folder / "dist", python=WRONG)
     with Hub() as hub:
-        where: dict[str, Any] = {
-            "sage_store": "",
-            "hf_repo_id": REPO,
-            "hf_endpoint": hub.endpoint,
-            "remote_dir": "sage",
-        }
+        where = on_hub(hub)
         steps.do_upload(rtx.job(**where, hf_token="hf_write"), (path, wheels.describe(path)))
         commits = hub.commits
         smoke_fails(rtx, **where, hf_token="hf_write")
@@ -309,3 +303,20 @@ def test_a_damaged_list_of_marks_is_no_obstacle(rtx: Machine, text: str) -> None
     publish(rtx)
     smoke_fails(rtx)
     assert marks(place.parent, place.name)[-1]["wheel_file"] == GOOD
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("2 of 2 wrong, HND 8/8 heads", "2 of 2 wrong, HND 8/8 heads"),
+        (
+            "ImportError: /home/me/tiny/_fused.so: undefined symbol: _Z1f",
+            "ImportError: _fused.so: undefined symbol: _Z1f",
+        ),
+        ("File '/home/me/a b.py', line 3", "File 'a b.py', line 3"),
+        ("two\nlines\tand \x1b[2J", "two lines and ?[2J"),
+        ("x" * 999, "x" * 300),
+    ],
+)
+def test_reasons_are_plain_and_name_no_folder_of_this_machine(text: str, plain: str) -> None:
+    assert marking._plain(text) == plain
