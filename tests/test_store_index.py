@@ -468,6 +468,17 @@ def test_latest_never_names_a_bad_wheel(store: Store, tmp_path: Path) -> None:
     ], "the proof took back the mark of its arch, and no other"
 
 
+def test_latest_does_not_move_to_another_package(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    wheel, ours = made(tmp_path, proofs=[PROOF])
+    index.publish(store, wheel, ours, pause=nap)
+    entry = {**ours.data, "wheel_file": "other-1.0-py3-none-any.whl", "created_at_utc": "2020-01-01T00:00:00Z"}
+    other = {**entry, "wheel_sha256": "e" * 64}
+    put(store, {"index.json": {"wheels": [dict(ours.data), other]}})
+    index.add_mark(store, mark(ours), pause=nap)
+    assert got(store, "latest.json") == {}
+
+
 def test_what_the_first_installer_published_is_taken_out_of_latest(store: Store, tmp_path: Path) -> None:
     put(store, {"latest.json": LEGACY})
     legacy = manifests.parse(LEGACY, "legacy")
@@ -559,3 +570,8 @@ def test_the_card_does_not_offer_a_bad_wheel(tmp_path: Path) -> None:
     text = store.read("README.md").files["README.md"].decode()
     assert "pip install" not in text
     assert text.count(f"\n{wheel.name} is known to be bad on arch ") == 2
+    bare, unknown = made(tmp_path, cuda=128, content=b"bare", archs=None)
+    index.publish(store, bare, unknown, pause=nap)
+    assert store.read("README.md").files["README.md"].decode().count("pip install") == 1, "its archs are not known"
+    index.add_mark(store, mark(unknown, arch=None), pause=nap)
+    assert "pip install" not in store.read("README.md").files["README.md"].decode()

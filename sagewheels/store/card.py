@@ -54,9 +54,10 @@ def _lines(entries: Iterable[WheelManifest], store: Store, known_bad: Marks) -> 
     lines = list[str]()
     for entry in entries:
         marks = bad.standing(entry, known_bad)
-        lines += [f"{_cell(entry.wheel_file)} is {_cell(mark.words, 400)}" for mark in marks]
-        lines += [""] if marks else []
-        if {str(one.plain) for one in entry.archs} <= {mark.arch for mark in marks} or any(not m.arch for m in marks):
+        for mark in marks:
+            lines += [f"{_cell(entry.wheel_file)} is {_cell(mark.words, 400)}", ""]
+        left = {str(one.plain) for one in entry.archs} - {mark.arch for mark in marks}
+        if marks and (not left or any(not mark.arch for mark in marks)):
             continue
         address = store.address(entry.wheel_file)
         address = address if "://" in address else Path(address).as_uri()

@@ -187,15 +187,19 @@ def _additions(
 def _pointer(
     snapshot: Snapshot, everything: Iterable[WheelManifest], marks: Marks, entry: WheelManifest | None = None
 ) -> dict[str, bytes | Path]:
-    """latest.json, if it must change: to `entry` when that is the newest proven wheel, and away from a bad one."""
+    """latest.json, if it must change: to `entry` when that is the newest proven wheel, and away from a bad one.
+
+    Away from a bad one means to the newest proven wheel of the same package, or to none.
+    """
     good = [one for one in everything if bad.is_proven(one, marks)]
-    newest = max(good, key=lambda one: when(one.created_at_utc), default=None)
-    if entry in good and newest and when(entry.created_at_utc) >= when(newest.created_at_utc):
+    if entry in good and when(entry.created_at_utc) >= max(when(one.created_at_utc) for one in good):
         return {LATEST: encoded(entry.to_json())}
     named = next((one for one in everything if one.wheel_file == _named(snapshot)), None)
-    if named and named not in good and bad.standing(named, marks):
-        return {LATEST: encoded(newest.to_json() if newest else "{}\n")}
-    return {}
+    if named is None or named in good or not bad.standing(named, marks):
+        return {}
+    same = [one for one in good if one.name == named.name]
+    newest = max(same, key=lambda one: when(one.created_at_utc), default=None)
+    return {LATEST: encoded(newest.to_json() if newest else "{}\n")}
 
 
 def _named(snapshot: Snapshot) -> object:
