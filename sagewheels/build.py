@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sagewheels import arch, buildplan, describe, proc, source, toolkit, ui, wheel, wheelhouse
+from sagewheels import arch, bad, buildplan, describe, proc, source, toolkit, ui, wheel, wheelhouse
+from sagewheels.bad import Marks
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed
@@ -30,13 +31,19 @@ _MATTERS = (
 )
 
 
-def run(settings: Settings, plan: Plan, *, force: bool = False) -> tuple[Path, WheelManifest]:
+def run(
+    settings: Settings, plan: Plan, *, force: bool = False, known_bad: Marks | None = None
+) -> tuple[Path, WheelManifest]:
     """A wheel in the wheelhouse with its manifest; the one that is there already when the build key is the same.
 
-    Raises UsageError or StoreError for the source, BuildFailed with the line of the log that matters.
+    Raises UsageError or StoreError for the source, BuildFailed with the line of the log that matters, and at once for
+    a build key that is known to be bad: the same inputs give the same wheel.
     """
     tree = source.checkout(settings, plan.recipe, settings.work_dir / "source" / plan.recipe.file.stem)
     key = buildplan.build_key(plan, tree.commit, [patch.sha256 for patch in tree.patches])
+    if not force and (mark := bad.of_build(key, plan.archs, known_bad or {})):
+        what = f"what would be compiled, build key {key[:8]}, is {mark.words}"
+        raise BuildFailed(what, "Change torch or patches; build --force and auto --rebuild compile it anyway")
     if not force and (kept := wheelhouse.of_build_key(settings, key)):
         ui.say("build", f"{kept[0].name} is in the wheelhouse already, with the same build key {key[:8]}")
         return kept

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from sagewheels import match, ui, verify, web, wheelhouse
+from sagewheels import bad, match, ui, verify, web, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest, loads, parse
@@ -130,9 +130,11 @@ def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:
         raise Refused(f"{name}.json describes {manifest.wheel_file}", "Publish the wheel with its own manifest")
     if not manifest.wheel_sha256 and not job.settings.allow_unsafe_wheel:
         raise Refused(f"nothing says what the bytes of {name} should be", "Add #sha256=... to WHEEL_URL")
-    verdict = match.judge(manifest, job.wanted())
+    verdict = match.judge(manifest, job.wanted(named=True))
     if not verdict.fits:
         raise NothingCompatible(f"WHEEL_URL does not fit this machine: {'; '.join(verdict.reasons)}")
+    for words in bad.against(manifest, job.wanted().archs, bad.by_name(job.recorded())):
+        ui.warn("fetch", f"{name} is tried again, as you ask: {words}")
     ui.say("fetch", f"{name} from WHEEL_URL, as you set it")
     return _download(job, manifest, lambda part, shown: web.download(bare, part, shown)), manifest
 

@@ -12,8 +12,9 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from sagewheels import arch, host, recipe, target, ui, wheelhouse
+from sagewheels import arch, bad, host, recipe, target, ui, wheelhouse
 from sagewheels.arch import Arch
+from sagewheels.bad import Mark
 from sagewheels.buildplan import BUILD_TOOLS
 from sagewheels.config import Settings
 from sagewheels.errors import StoreError, UsageError
@@ -39,6 +40,8 @@ class Job:
         self._target: Target | None = None
         self.is_store_missing = False
         """Whether the store, once it was read, turned out not to exist."""
+        self.marks_in_store: list[Mark] = []
+        """The wheels that the store, once it was read, says are bad."""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -80,12 +83,13 @@ class Job:
     @cached_property
     def published(self) -> list[WheelManifest]:
         """Every wheel in the store, read once. Raises StoreError when the store does not answer."""
-        from sagewheels.store import index
+        from sagewheels.store import entries, index
 
         found, problems, snapshot = index.load(self.store)
+        self.marks_in_store, unread = entries.marks(snapshot)
         # A mistyped folder, or a disk that is not mounted, reads as empty: it must not look like an empty store.
         self.is_store_missing = not snapshot.revision
-        for problem in problems:
+        for problem in (*problems, *unread):
             ui.warn("store", problem)
         return found
 
@@ -95,8 +99,15 @@ class Job:
         plain = tuple(one.plain for one in self.archs)
         return Need(archs=plain, driver_cuda=self.host.driver_cuda, min_torch=self.recipe.min_torch)
 
-    def wanted(self, *, here: bool = False) -> Wanted:
-        """The facts that a wheel is matched against; `here` adds the GPUs of this machine, where it will run."""
+    def recorded(self) -> list[Mark]:
+        """The wheels that smoke has found bad: here, and in the store if that was read."""
+        return [*wheelhouse.marks(self.settings), *self.marks_in_store]
+
+    def wanted(self, *, here: bool = False, named: bool = False) -> Wanted:
+        """The facts that a wheel is matched against; `here` adds the GPUs of this machine, where it will run.
+
+        A wheel that the user `named` may have failed smoke: that is how it gets another try.
+        """
         found, torch = self.target, self.target.torch
         archs = {one.plain for one in self.archs} | (set(self.host.archs) if here else set())
         # SAGE_EXPECT_VERSION speaks of the package of SAGE_VERSION, not of whatever manifest was named.
@@ -112,6 +123,7 @@ class Job:
             source=self.source,
             patches=frozenset(patch.file for patch in self.recipe.patches),
             allow_unknown=self.settings.allow_unsafe_wheel,
+            known_bad=bad.by_name((*self.recipe.known_bad, *(() if named else self.recorded()))),
         )
 
     @property

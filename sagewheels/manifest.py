@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from sagewheels.arch import Arch
 from sagewheels.errors import Refused, UsageError
 
 SCHEMA = 1
+NEVER = datetime.min.replace(tzinfo=timezone.utc)
 _WHEEL_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+]*(-[A-Za-z0-9._+!]+){4,5}\.whl")
 _LONGEST = 1000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -192,3 +194,12 @@ def _proofs(data: Mapping[str, Any], where: str) -> tuple[Proof, ...]:
         )
         for item in listed
     )
+
+
+def when(text: str) -> datetime:
+    """A moment, long ago when the text is not one."""
+    try:
+        found = datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
+    except ValueError:
+        return NEVER
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)

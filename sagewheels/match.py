@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from packaging.version import InvalidVersion, Version
 
+from sagewheels import bad
 from sagewheels.arch import Arch
+from sagewheels.bad import Marks
 from sagewheels.manifest import WheelManifest
 
 
@@ -19,7 +21,8 @@ class Wanted:
     """The facts that decide: the package, the target's tags and stack, the GPUs' archs.
 
     `version` empty means any; `source` is the pinned commit, or the ref that was asked for instead of it; `patches`
-    are the names of the series; `allow_unknown` accepts a manifest that leaves facts out, never one that contradicts.
+    are the names of the series; `allow_unknown` accepts a manifest that leaves facts out, never one that contradicts;
+    `known_bad` are the marks against wheels.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Wanted:
     source: str = ""
     patches: frozenset[str] = frozenset()
     allow_unknown: bool = False
+    known_bad: Marks = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,7 @@ def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
         *_glibc(candidate, wanted),
         *_source(candidate, wanted),
         *_patches(candidate, wanted),
+        *bad.against(candidate, wanted.archs, wanted.known_bad),
     ]
     if not candidate.wheel_sha256:
         unknown.append("its manifest has no sha256")

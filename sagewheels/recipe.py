@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from sagewheels import arch
 from sagewheels.arch import Arch
+from sagewheels.bad import SHA256, Mark
 from sagewheels.errors import UsageError
 from sagewheels.resources import ROOT
 
@@ -79,6 +80,7 @@ class Recipe:
     archs: Mapping[Arch, ArchRule]
     patches: tuple[Patch, ...]
     smoke: Mapping[str, Any] = field(repr=False)
+    known_bad: tuple[Mark, ...] = ()
 
     def rules(self, archs: Sequence[Arch]) -> list[ArchRule]:
         """The rule of each arch; whether it takes a `90a` or a `90` cubin is for the source to say, not the user.
@@ -154,6 +156,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         archs=dict(sorted(_rule(name, item, units) for name, item in top.table("arch").tables())),
         patches=tuple(_patch(file, path, top.text("patches_dir", path.stem)) for file in top.texts("patches", ())),
         smoke=_smoke(smoke),
+        known_bad=tuple(mark for item in top.listed("known_bad") for mark in _known_bad(item)),
     )
     for table in (top, source, build):
         table.nothing_left()
@@ -257,6 +260,24 @@ def _patch(file: str, manifest: Path, folder: str) -> Patch:
     return Patch(file=file, path=path, sha256=hashlib.sha256(content).hexdigest())
 
 
+def _known_bad(table: _Table) -> list[Mark]:
+    """One mark for each arch that is named, else one for all."""
+    names = {key: table.text(key, "").lower() for key in ("sha256", "build_key")}
+    if bool(names["sha256"]) == bool(names["build_key"]):
+        raise UsageError(f"{table.where('sha256')}: give either sha256 or build_key")
+    for key, name in names.items():
+        if name and not SHA256.fullmatch(name):
+            raise UsageError(f"{table.where(key)} is not 64 hex digits")
+    reason, listed = table.text("reason"), table.texts("archs", ())
+    try:
+        archs = [str(arch.parse(text).plain) for text in listed]
+    except UsageError as error:
+        raise UsageError(f"{table.where('archs')}: {error.what}") from None
+    table.nothing_left()
+    sha256, key = names["sha256"], names["build_key"]
+    return [Mark(reason=reason, wheel_sha256=sha256, build_key=key, arch=one) for one in archs or [""]]
+
+
 class _Table:
     """A TOML table that says file and key when something is missing, of another type, or not known."""
 
@@ -332,6 +353,11 @@ class _Table:
         if not all(isinstance(item, str) for item in value):
             raise UsageError(f"{self.where(key)} must be a list of text")
         return tuple(value)
+
+    def listed(self, key: str) -> list[_Table]:
+        """The tables of a `[[key]]`, by their number from 1; none when it is missing."""
+        items = enumerate(self._get(key, list, []), 1)
+        return [_Table(item, self._path, f"{self._key}{key}[{at}].") for at, item in items]
 
     def table(self, key: str) -> _Table:
         """A table below this one, empty when it is missing."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewheels import build as compiling
-from sagewheels import buildplan, full, installed, smoke, stack, ui, verify, wheel, wheelhouse
+from sagewheels import buildplan, full, installed, marking, smoke, stack, ui, verify, wheel, wheelhouse
 from sagewheels import fetch as fetching
 from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, UsageError
 from sagewheels.job import Job
@@ -99,7 +99,8 @@ def do_verify(job: Job, made: Made) -> None:
     if job.dry_run:
         ui.say("verify", f"would check {path.name} and install it in {job.target.prefix}")
         return
-    found = verify.check(path, manifest, job.wanted(here=True), job.recipe)
+    # fetch, choose and auto pass over what smoke found bad: it only comes here when the user named it.
+    found = verify.check(path, manifest, job.wanted(here=True, named=True), job.recipe)
     archs = ", ".join(map(str, found.archs))
     checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
     ui.say("verify", f"{path.name}: {checked}RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised")
@@ -121,7 +122,7 @@ def do_build(job: Job, *, force: bool = False) -> Made | None:
         return None
     plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host)
     ui.say("build", f"nvcc {plan_.toolkit.build} from {plan_.toolkit.origin}, {plan_.toolkit.compiler}")
-    return compiling.run(job.settings, plan_, force=force)
+    return compiling.run(job.settings, plan_, force=force, known_bad=job.wanted().known_bad)
 
 
 def do_upload(job: Job, made: Made, *, asked: bool = False) -> bool:
@@ -169,20 +170,27 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
         return None
     extensions = made[1].data.get("extensions") if made else None
     names = list(extensions) if isinstance(extensions, dict) else list(job.recipe.extensions(_known(job)))
+    found = job.target
     try:
-        outcome = smoke.run(job.settings, job.recipe, job.target, job.host, names)
+        outcome = smoke.run(job.settings, job.recipe, found, job.host, names)
         if long and not outcome.failures:
             checks = full.table(job.recipe)["checks"]
-            outcome = outcome.after(full.run(job.settings, job.recipe, job.target, job.host), checks)
+            outcome = outcome.after(full.run(job.settings, job.recipe, found, job.host), checks)
     except SmokeFailed as error:
-        raise SmokeFailed(error.what, f"{_put_back(job)}. {error.remedy}") from None
+        words = _put_back(job)
+        if made and isinstance(error, smoke.Crashed):
+            marking.record_crash(job, made[1], str(state.get("sha256")), error, found)
+        raise SmokeFailed(error.what, f"{words}. {error.remedy}") from None
     except BaseException:  # Ctrl-C, a full disk, nobody who reads our output: what is not proven does not stay
         _put_back(job)
         raise
     if outcome.failures:
         for text in outcome.failures:
             ui.say("smoke", f"FAILED: {text}")
-        raise SmokeFailed(f"smoke failed: {outcome.failures[0]}", f"{_put_back(job)}; the wheel is not proven")
+        words = _put_back(job)
+        if made:
+            marking.record(job, made[1], str(state.get("sha256")), outcome.faults, found)
+        raise SmokeFailed(f"smoke failed: {outcome.failures[0]}", f"{words}; the wheel is not proven")
     ui.say("smoke", outcome.words)
     _remember(job, state, outcome)
     if made:
@@ -253,11 +261,15 @@ def _record(job: Job, made: Made, outcome: smoke.Outcome) -> None:
         wheelhouse.write_manifest(job.settings, manifest.updated(loads=[*loads, entry]))
         return
     known = {_occasion(proof.raw) for proof in manifest.proofs}
-    fresh = [one for one in outcome.proofs if _occasion(one) not in known]
+    marks = marking.against(job, manifest)
+    marked = {mark.arch for mark in marks}
+    fresh = [one for one in outcome.proofs if one["arch"] in marked or _occasion(one) not in known]
     if not fresh:
         return
+    fresh = [marking.newer(one, marks) for one in fresh]
     proven = manifest.updated(proofs=[*(manifest.data.get("proofs") or []), *fresh])
     wheelhouse.write_manifest(job.settings, proven)
+    marking.take_back(job, proven)
     _publish_proof(job, proven)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from sagewheels import arch, build, buildplan, describe, recipe, toolkit
+from sagewheels import arch, bad, build, buildplan, describe, recipe, source, toolkit
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
-from sagewheels.errors import UsageError
+from sagewheels.errors import BuildFailed, UsageError
 from sagewheels.host import Host
 from sagewheels.recipe import Recipe
 from sagewheels.source import Checkout
@@ -407,3 +407,23 @@ def test_what_the_source_is_told(plan: Plan, tmp_path: Path) -> None:
     assert label == "[egg_info]\ntag_build = +cu130torch2.11sm90.k01234567\n"
     own = build.environment(replace(settings, cudaarchs="90a"), plan, tree, "0" * 64, tmp_path)
     assert own["CUDAARCHS"] == "90a"
+
+
+def test_a_build_that_is_known_to_be_bad_is_refused_at_once(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same inputs would give the same wheel, minutes later."""
+    tree = Checkout(folder=tmp_path, repo="r", ref="v", commit=COMMIT, epoch=1700000000, patches=())
+    monkeypatch.setattr(source, "checkout", lambda settings, recipe, folder: tree)
+    bad_key = buildplan.build_key(plan, COMMIT, [])
+    raw = {"wheel_sha256": "ab" * 32, "build_key": bad_key, "arch": "12.0", "at_utc": "2026-11-22T10:00:00Z"}
+    mark = bad.read({**raw, "gpu": "RTX", "reason": "not finite"})
+    assert mark
+    settings = Settings(work_dir=tmp_path / "work", wheelhouse_dir=tmp_path / "house", log_dir=tmp_path / "logs")
+    with pytest.raises(BuildFailed) as caught:
+        build.run(settings, plan, known_bad=bad.by_name([mark]))
+    assert str(caught.value) == (
+        f"what would be compiled, build key {bad_key[:8]}, is known to be bad on arch 12.0: not finite "
+        "(RTX, 2026-11-22). Change torch or patches; build --force and auto --rebuild compile it anyway."
+    )
+    assert list(tmp_path.iterdir()) == []

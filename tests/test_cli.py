@@ -435,6 +435,7 @@ def test_clean_removes_what_can_be_made_again(shell: Shell) -> None:
     for path in (house / GOOD, house / f"{GOOD}.json", house / "mine.whl", logs / "build-1.log", logs / "mine.log"):
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    (house / "known-bad.json").touch()
     before = wheels.tree(shell.folder)
     dry = shell("clean", "--all", "--dry-run")
     assert wheels.tree(shell.folder) == before
@@ -443,6 +444,7 @@ def test_clean_removes_what_can_be_made_again(shell: Shell) -> None:
         f"[clean] would remove {work}/toolkit (1.0 kB)",
         f"[clean] would remove {house / GOOD} (0.0 kB)",
         f"[clean] would remove {house / GOOD}.json (0.0 kB)",
+        f"[clean] would remove {house}/known-bad.json (0.0 kB)",
         f"[clean] would remove {logs}/build-1.log (0.0 kB)",
         "[clean] 2.0 kB would be freed",
     ]

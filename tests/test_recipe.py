@@ -43,6 +43,7 @@ DATA: dict[str, Any] = {
         "heads": [[8, 2]],
     },
 }
+BAD = {"sha256": "ab" * 32, "reason": "leaks"}
 MISSING = object()
 
 
@@ -200,6 +201,29 @@ def test_what_may_be_left_out() -> None:
         ("arch/9.0/min_cuda", 12.3, "thing.toml: arch.9.0.min_cuda must be str, not float."),
         ("arch/9.0/extensions", ["_c", "_a"], "thing.toml: arch.9.0.extensions names _c, which [extension] lacks."),
         ("arch/9.0/kernels", ["k"], "thing.toml: arch.9.0.kernels is not a key that build manifests have."),
+        ("known_bad", {}, "thing.toml: known_bad must be list, not dict."),
+        ("known_bad", [BAD, 1], "thing.toml: known_bad[2] is not a table."),
+        ("known_bad", [{"reason": "x"}], "thing.toml: known_bad[1].sha256: give either sha256 or build_key."),
+        (
+            "known_bad",
+            [{**BAD, "build_key": "cd" * 32}],
+            "thing.toml: known_bad[1].sha256: give either sha256 or build_key.",
+        ),
+        ("known_bad", [{**BAD, "sha256": "ab"}], "thing.toml: known_bad[1].sha256 is not 64 hex digits."),
+        ("known_bad", [{"reason": "x", "build_key": "-"}], "thing.toml: known_bad[1].build_key is not 64 hex digits."),
+        ("known_bad", [{"sha256": "ab" * 32}], "thing.toml: known_bad[1].reason is missing."),
+        ("known_bad", [{**BAD, "reason": ""}], "thing.toml: known_bad[1].reason is empty."),
+        (
+            "known_bad",
+            [{**BAD, "archs": ["hopper"]}],
+            "thing.toml: known_bad[1].archs: 'hopper' is not a compute capability.",
+        ),
+        ("known_bad", [{**BAD, "archs": "9.0"}], "thing.toml: known_bad[1].archs must be list, not str."),
+        (
+            "known_bad",
+            [{**BAD, "arch": "9.0"}],
+            "thing.toml: known_bad[1].arch is not a key that build manifests have.",
+        ),
     ],
 )
 def test_an_error_names_file_and_key(key: str, value: object, line: str) -> None:
@@ -263,3 +287,13 @@ def test_a_manifest_of_ones_own_has_its_patches_beside_it(tmp_path: Path) -> Non
 def test_a_source_in_a_folder_needs_no_commit() -> None:
     source = parsed("source", {"path": "demo"}).source
     assert (source.path, source.repo, source.ref, source.commit) == ("demo", "", "", "")
+
+
+def test_known_bad_wheels() -> None:
+    """On each arch that is named, else everywhere."""
+    entries = [{**BAD, "archs": ["9.0", "sm_120"]}, {"build_key": "CD" * 32, "reason": "not finite", "archs": []}]
+    first, second, third = parsed("known_bad", entries).known_bad
+    assert (first.wheel_sha256, first.arch, second.arch) == ("ab" * 32, "9.0", "12.0")
+    assert first.words == "known to be bad on arch 9.0: leaks"
+    assert (third.wheel_sha256, third.build_key, third.words) == ("", "cd" * 32, "known to be bad: not finite")
+    assert parsed().known_bad == ()

@@ -1,0 +1,71 @@
+"""Whose fault a failure of smoke is: the wheel's, which is then known to be bad, or the machine's. Pure.
+
+The line is drawn so that a wheel is never condemned for the machine's sake. The wheel's are: numbers that were computed
+and are wrong, another kernel than the one that must run, an error of CUDA that only a kernel can cause, a module that
+does not fit this torch, and a crash where torch alone computes. All else may be the machine's, and condemns nobody: no
+driver, no GPU that torch sees, no memory, no compiler or Python.h for Triton, a profiler that may not look, no time.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sagewheels.host import Host
+
+_BY_KERNELS = re.compile(
+    r"illegal memory access|misaligned address|illegal instruction|invalid program counter|illegal address"
+    r"|device-side assert|unspecified launch failure|no kernel image is available|invalid device function"
+    r"|invalid configuration argument|too many resources requested"
+)
+_CRASHES = frozenset({-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE})
+"""Not SIGKILL (memory, or our time limit), SIGILL (torch on an old CPU) or SIGBUS (a full disk or /dev/shm)."""
+_NOT_A_KERNEL = ("Mem", "void at::")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What speaks against the wheel itself, and on which arch."""
+
+    arch: str
+    gpu: str
+    reason: str
+
+
+def of_gpu(gpu: Mapping[str, Any], wrong: Iterable[Mapping[str, Any]], kernel: str) -> bool:
+    """Whether the failures on one GPU are the wheel's; `wrong` are its cases that are not right."""
+    cases = list(wrong)
+    if any("error" not in case and "finite" in case for case in cases):
+        return True
+    errors = [str(case.get("error") or "") for case in cases] + [str(gpu.get("error") or "")]
+    if any(_BY_KERNELS.search(error) for error in errors):
+        return True
+    # A profiler that may not look sees no kernel at all, or nothing but copies.
+    seen = [name for name in gpu.get("kernels", ()) if not name.startswith(_NOT_A_KERNEL)]
+    return bool(kernel and seen) and not any(errors) and not any(kernel in name for name in seen)
+
+
+def of_imports(answer: Mapping[str, Any], package: str, host: Host) -> list[Fault]:
+    """A module of this package that does not fit the torch that it was made for; on no arch where there is no GPU."""
+    own = re.compile(rf"/{re.escape(package)}/[^/ ]+\.so: undefined symbol|does not define module export function")
+    errors = ((module, error) for module, error in answer["imports"].items() if own.search(error))
+    module, error = next(errors, ("", ""))
+    names = {str(gpu.arch): gpu.name for gpu in reversed(host.gpus)} if module else {}
+    return [Fault(arch=arch, gpu=name, reason=f"import {module} failed: {error}") for arch, name in names.items()]
+
+
+def of_crash(code: int, what: str, host: Host) -> list[Fault]:
+    """A crash, by the exit code of the probe; whose it is where the GPUs differ, nobody knows."""
+    archs = {str(gpu.arch) for gpu in host.gpus}
+    if code not in _CRASHES or len(archs) != 1:
+        return []
+    return [Fault(arch=archs.pop(), gpu=host.gpus[0].name, reason=what)]
+
+
+def settled(faults: Sequence[Fault], right: Iterable[str]) -> tuple[Fault, ...]:
+    """One fault for each arch, and none where another GPU of that arch computed rightly: then it is that GPU's."""
+    first = {fault.arch: fault for fault in reversed(faults)}
+    return tuple(fault for arch, fault in sorted(first.items()) if arch not in set(right))
