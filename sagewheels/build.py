@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sagewheels import arch, buildplan, describe, proc, source, toolkit, ui, wheel, wheelhouse
+from sagewheels import arch, buildplan, describe, proc, source, stableabi, toolkit, ui, verify, wheel, wheelhouse
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed
@@ -52,6 +52,7 @@ def run(settings: Settings, plan: Plan, *, force: bool = False) -> tuple[Path, W
     found = wheel.inspect(made[0], plan.recipe.package)
     _as_planned(plan, found)
     manifest = describe.describe(settings, plan, tree, key, found)
+    verify.stable(found, manifest)
     kept_as = wheelhouse.keep(settings, found.path, manifest)
     ui.say("build", f"{kept_as.name}, {ui.size(found.size)}, in {ui.duration(time.monotonic() - started)}")
     return kept_as, manifest
@@ -173,6 +174,8 @@ def _as_planned(plan: Plan, found: wheel.Wheel) -> None:
     missing = [name for name in plan.extensions if name not in found.extensions]
     if missing:
         raise BuildFailed(f"{found.path.name} was built without {', '.join(missing)}")
+    if plan.recipe.stable_torch and not stableabi.oldest_python(found.tags):
+        raise BuildFailed(f"{found.path.name} is not tagged abi3, as {plan.recipe.file.name} promises")
     for rule in plan.rules:
         for name in rule.extensions:
             have = found.extensions[name].archs

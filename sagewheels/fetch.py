@@ -138,10 +138,13 @@ def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:
 
 
 def _from_name(name: str) -> dict[str, object]:
-    """What the file name alone says, in the form of a manifest: `2.2.0+cu130torch2.11sm120` names the stack."""
-    label = re.search(r"\+cu\d+torch(\d+(?:\.\d+)+(?:(?:\.dev|rc|a|b)\d+)?)((?:sm\d+(?:ptx)?)+)", name)
+    """What the file name alone says, in the form of a manifest: `2.2.0+cu130torch2.11sm120` names the stack.
+
+    `2.2.0+cu13sm120`, on the stable ABI, names no torch: which is the oldest, only a manifest says.
+    """
+    label = re.search(r"\+cu\d+(?:torch(\d+(?:\.\d+)+(?:(?:\.dev|rc|a|b)\d+)?))?((?:sm\d+(?:ptx)?)+)", name)
     if not label:
         return {"wheel_file": name}
-    torch = f"{label[1]}.0" if re.fullmatch(r"\d+\.\d+", label[1]) else label[1]
+    torch = f"{label[1]}.0" if label[1] and re.fullmatch(r"\d+\.\d+", label[1]) else label[1]
     archs = label[2].replace("ptx", "+PTX").replace("sm", ";sm").strip(";")
     return {"wheel_file": name, "torch_version": torch, "target_arch": archs}

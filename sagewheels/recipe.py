@@ -59,13 +59,19 @@ class ArchRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One build manifest, checked; `smoke` is handed to the smoke probe as it is."""
+    """One build manifest, checked; `smoke` is handed to the smoke probe as it is.
+
+    `stable_torch` is the oldest torch of a source on the stable ABI, empty for one that needs the very torch it was
+    compiled with; `also` names other build manifests whose wheels will do as well.
+    """
 
     file: Path
     name: str
     version: str
     package: str
     source: Source
+    stable_torch: str
+    also: tuple[str, ...]
     requires: tuple[str, ...]
     cxx_flags: tuple[str, ...]
     nvcc_flags: tuple[str, ...]
@@ -131,6 +137,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
     if top.whole("schema") != SCHEMA:
         raise UsageError(f"{path}: schema {data['schema']} is not {SCHEMA}", "Update sagewheels")
     source, build, smoke = top.table("source"), top.table("build"), top.table("smoke")
+    stable = top.table("stable_abi")
     since = build.table("nvcc_flags_since")
     units = {name: _units(item) for name, item in top.table("extension").tables()}
     recipe = Recipe(
@@ -139,6 +146,8 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         version=top.text("version"),
         package=top.text("package"),
         source=_source(source),
+        stable_torch=stable.release("torch") if "stable_abi" in data else "",
+        also=top.texts("also", ()),
         requires=build.texts("requires"),
         cxx_flags=build.texts("cxx_flags", ()),
         nvcc_flags=build.texts("nvcc_flags", ()),
@@ -153,7 +162,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         patches=tuple(_patch(file, path, top.text("patches_dir", path.stem)) for file in top.texts("patches", ())),
         smoke=_smoke(smoke),
     )
-    for table in (top, source, build):
+    for table in (top, source, build, stable):
         table.nothing_left()
     return recipe
 

@@ -12,6 +12,7 @@ from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest
 from sagewheels.match import rank
+from sagewheels.recipe import Recipe
 
 Made = tuple[Path, WheelManifest]
 
@@ -98,11 +99,11 @@ def do_verify(job: Job, made: Made) -> None:
     if job.dry_run:
         ui.say("verify", f"would check {path.name} and install it in {job.target.prefix}")
         return
-    found = verify.check(path, manifest, job.wanted(here=True), job.recipe)
+    found = verify.check(path, manifest, job.wanted(here=True), job.recipe_of(manifest))
     archs = ", ".join(map(str, found.archs))
     checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
     ui.say("verify", f"{path.name}: {checked}RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised")
-    job.target = installed.install(job.settings, job.target, job.recipe, path, found.sha256)
+    job.target = installed.install(job.settings, job.target, job.recipe_of(manifest), path, found.sha256)
 
 
 def do_build(job: Job, *, force: bool = False) -> Made | None:
@@ -141,7 +142,7 @@ def do_upload(job: Job, made: Made, *, asked: bool = False) -> bool:
         ui.say("upload", f"nothing was published: {why}. {path} stays in the wheelhouse")
         return False
     verify.bytes_as_promised(path, manifest)
-    wheel.inspect(path, job.recipe.package)
+    verify.stable(wheel.inspect(path, job.recipe.package), manifest)
     if index.publish(job.store, path, manifest):
         standing = "proven" if manifest.proofs else "a candidate until it is proven"
         ui.say("upload", f"{path.name} is in {job.store.label}, {standing}")
@@ -162,10 +163,11 @@ def do_smoke(job: Job) -> smoke.Outcome | None:
     if job.dry_run:
         ui.say("smoke", f"would run {job.recipe.name} {job.target.versions[job.recipe.name]} on {_gpus(job)}")
         return None
+    recipe = _recipe(job, state, made)
     extensions = made[1].data.get("extensions") if made else None
-    names = list(extensions) if isinstance(extensions, dict) else list(job.recipe.extensions(_known(job)))
+    names = list(extensions) if isinstance(extensions, dict) else list(recipe.extensions(_known(job, recipe)))
     try:
-        outcome = smoke.run(job.settings, job.recipe, job.target, job.host, names)
+        outcome = smoke.run(job.settings, recipe, job.target, job.host, names)
     except SmokeFailed as error:
         raise SmokeFailed(error.what, f"{_put_back(job)}. {error.remedy}") from None
     except BaseException:  # Ctrl-C, a full disk, nobody who reads our output: what is not proven does not stay
@@ -186,9 +188,18 @@ def _gpus(job: Job) -> str:
     return ", ".join(gpu.name for gpu in job.host.gpus) or "no GPU: load only"
 
 
-def _known(job: Job) -> tuple[Any, ...]:
+def _recipe(job: Job, state: dict[str, Any], made: Made | None) -> Recipe:
+    """The build manifest of what is installed, which decides what it must be able to do."""
+    if made:
+        return job.recipe_of(made[1])
+    ours = installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256")))
+    named = [one for one in job.also if ours and one.file.stem == state.get("manifest")]
+    return named[0] if named else job.recipe
+
+
+def _known(job: Job, recipe: Recipe) -> tuple[Any, ...]:
     """The archs of this machine that the manifest knows, else all of the wanted ones."""
-    return tuple(one for one in job.host.archs if one in job.recipe.archs) or tuple(one.plain for one in job.archs)
+    return tuple(one for one in job.host.archs if one in recipe.archs) or tuple(one.plain for one in job.archs)
 
 
 def _ours(job: Job, state: dict[str, Any]) -> Made | None:

@@ -38,7 +38,7 @@ def _table(entries: Iterable[WheelManifest]) -> list[str]:
     rows = [" | ".join(_COLUMNS), " | ".join("---" for _ in _COLUMNS)]
     for entry in entries:
         proven = ", ".join(dict.fromkeys(proof.gpu for proof in entry.proofs)) or "not yet"
-        cells = (entry.version, entry.tags[0], entry.torch, entry.cuda, arch.join(entry.archs), proven)
+        cells = (entry.version, entry.tags[0], entry.needs_torch, entry.cuda, arch.join(entry.archs), proven)
         rows.append(" | ".join(_cell(cell) for cell in cells))
     return ["", *(f"| {row} |" for row in rows), ""]
 
