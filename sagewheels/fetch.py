@@ -33,7 +33,7 @@ def fetch(job: Job) -> tuple[Path, WheelManifest]:
         explain(job, verdicts)
         raise NothingCompatible(f"{job.store.label} holds no wheel for this machine", "Run auto or build to make one")
     for place, best in enumerate(fits, 1):
-        ui.say("fetch", f"{best.wheel_file} fits, {_standing(best)}")
+        ui.say("fetch", f"{best.wheel_file} fits, {_standing(job, best)}")
         try:
             return bring(job, best), best
         except (Refused, StoreError) as error:
@@ -44,9 +44,10 @@ def fetch(job: Job) -> tuple[Path, WheelManifest]:
     raise AssertionError("unreachable")
 
 
-def _standing(candidate: WheelManifest) -> str:
-    gpus = sorted({proof.gpu for proof in candidate.proofs})
-    return f"proven on {', '.join(gpus)}" if gpus else "a candidate, not proven yet"
+def _standing(job: Job, candidate: WheelManifest) -> str:
+    gpus, made_by = sorted({proof.gpu for proof in candidate.proofs}), job.recipe_of(candidate)
+    standing = f"proven on {', '.join(gpus)}" if gpus else "a candidate, not proven yet"
+    return standing if made_by is job.recipe else f"{standing}; made by {made_by.file.stem}"
 
 
 def explain(job: Job, verdicts: Sequence[Verdict]) -> None:

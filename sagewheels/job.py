@@ -51,13 +51,7 @@ class Job:
 
         Raises UsageError, as `recipe` does.
         """
-        if self.source != self.recipe.source.commit:
-            return ()
-        found = tuple(recipe.load(str(self.recipe.file.with_name(f"{name}.toml"))) for name in self.recipe.also)
-        for one in found:
-            if one.name != self.recipe.name:
-                raise UsageError(f"{self.recipe.file}: also names {one.file.stem}, which is of {one.name}")
-        return found
+        return recipe.also(self.recipe) if self.source == self.recipe.source.commit else ()
 
     def recipe_of(self, candidate: WheelManifest) -> Recipe:
         """The build manifest that a wheel was made by: one of `also` by its commit, else the chosen one."""

@@ -131,6 +131,19 @@ def load(name: str) -> Recipe:
     return parse(data, path)
 
 
+def also(main: Recipe) -> tuple[Recipe, ...]:
+    """The build manifests that `main` names in `also`, from its own folder or else from ours.
+
+    Raises UsageError as `load` does, and for one of another package.
+    """
+    places = [(name, main.file.with_name(f"{name}.toml")) for name in main.also]
+    found = tuple(load(str(beside) if beside.is_file() else name) for name, beside in places)
+    for one in found:
+        if one.name != main.name:
+            raise UsageError(f"{main.file}: also names {one.file.stem}, which is of {one.name}")
+    return found
+
+
 def parse(data: Mapping[str, Any], path: Path) -> Recipe:
     """A Recipe from TOML data. Raises UsageError as `load` does."""
     top = _Table(data, path, "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 import pytest
 from packaging import tags
 
-from sagewheels import arch, fetch, match, recipe, stableabi, steps, verify, wheel, wheelhouse
-from sagewheels.errors import NothingCompatible, Refused, UsageError
+from sagewheels import arch, build, fetch, match, recipe, stableabi, steps, verify, wheel, wheelhouse
+from sagewheels.errors import BuildFailed, NothingCompatible, Refused, UsageError
 from sagewheels.manifest import WheelManifest, parse
 from sagewheels.match import Origin, Wanted, judge, rank
+from sagewheels.resources import ROOT
 from tests import wheels
 from tests.wheels import RTX, VERSION, Machine
 
@@ -165,17 +165,13 @@ def test_a_python_without_that_abi(minor: int, free_threaded: bool, native: str)
 
 
 def test_everything_else_is_held_against_it_as_against_any() -> None:
-    wrong = manifest(cuda_version="12.8", archs=["9.0a"], glibc="2.41")
-    assert (
-        judge(wrong, HERE).reasons
-        == (
-            "it was built for CUDA 12.8, the target's torch has CUDA 13.2",
-            "it holds code for 9.0a, which does not run on 12.0",
-            "it needs glibc 2.41, this machine has 2.36",
-            "it was built without 0001-theirs.patch, and nothing has proven it",
-        )[: len(judge(wrong, HERE).reasons)]
+    wrong = manifest(cuda_version="12.8", archs=["9.0a"], glibc="2.41", patches=[])
+    assert judge(wrong, HERE).reasons == (
+        "it was built for CUDA 12.8, the target's torch has CUDA 13.2",
+        "it holds code for 9.0a, which does not run on 12.0",
+        "it needs glibc 2.41, this machine has 2.36",
+        "it was built without 0001-theirs.patch, and nothing has proven it",
     )
-    assert len(judge(wrong, HERE).reasons) >= 3
 
 
 def test_each_source_has_its_own_patches() -> None:
@@ -309,6 +305,20 @@ def test_a_wheel_that_needs_one_libtorch(tmp_path: Path) -> None:
     verify.stable(wheel.inspect(path, wheels.PACKAGE), claim.updated(stable_abi=None))
 
 
+def test_a_build_that_promises_too_much_has_failed(tmp_path: Path) -> None:
+    build._as_stable(wheel.inspect(made(tmp_path, "aoti_torch_get_dim")[0], wheels.PACKAGE))
+    one_python, _ = made(tmp_path, "aoti_torch_get_dim", tag=wheels.TAG)
+    with pytest.raises(BuildFailed) as caught:
+        build._as_stable(wheel.inspect(one_python, wheels.PACKAGE))
+    what = "is not tagged abi3, though its build manifest has [stable_abi]"
+    assert str(caught.value) == f"{one_python.name} {what}."
+    one_torch, _ = made(tmp_path, "THPVariable_Check")
+    with pytest.raises(BuildFailed) as caught:
+        build._as_stable(wheel.inspect(one_torch, wheels.PACKAGE))
+    what = "_fused needs THPVariable_Check, which is not in the stable ABI of libtorch"
+    assert str(caught.value) == f"{what}."
+
+
 # choosing, with the rules of each source
 
 
@@ -350,7 +360,8 @@ def test_fetch_takes_a_stable_one_where_nothing_is_exact(tmp_path: Path, capsys:
     capsys.readouterr()
     job = here.job()
     assert fetch.fetch(job)[1] == only
-    assert capsys.readouterr().out.splitlines()[0] == f"[fetch] {only.wheel_file} fits, a candidate, not proven yet"
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"[fetch] {only.wheel_file} fits, a candidate, not proven yet; made by tiny-abi3"
     assert job.recipe.file.stem == "tiny", "what would be built"
     assert job.recipe_of(only).file.stem == "tiny-abi3"
     assert fetch.fetch(here.job(sage_manifest=str(job.recipe_of(only).file)))[1] == only
@@ -372,6 +383,14 @@ def test_a_source_that_was_asked_for_is_not_replaced(tmp_path: Path, capsys: pyt
     assert f"[fetch] rejected {only.wheel_file}: it was built from commit {THEIRS[:12]}, main is asked for" in (
         capsys.readouterr().out.splitlines()
     )
+
+
+def test_a_copy_of_a_manifest_finds_the_others_where_they_are_shipped(tmp_path: Path) -> None:
+    copy = tmp_path / "manifests" / "sageattention-2.2.0.toml"
+    copy.parent.mkdir()
+    copy.write_text((ROOT / "manifests" / copy.name).read_text())
+    shutil.copytree(ROOT / "patches" / copy.stem, tmp_path / "patches" / copy.stem)
+    assert recipe.also(recipe.load(str(copy))) == (recipe.load("sageattention-2.2.0-abi3"),)
 
 
 def test_a_manifest_may_only_stand_in_for_its_own_package(tmp_path: Path) -> None:
@@ -420,7 +439,6 @@ def test_it_is_proven_by_its_own_manifest(tmp_path: Path, monkeypatch: pytest.Mo
     assert again and [proof["kernel"] for proof in again.proofs] == ["tiny_kernel"]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="the tag is cp310")
 def test_an_address_alone_does_not_say_enough(tmp_path: Path) -> None:
     """Which torch is the oldest is in the manifest only; the arch in the name is held against this machine."""
     name = f"tinyattn-{VERSION}+cu13sm90.k1-{TAG}.whl"
