@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sagewheels import arch, bad, buildplan, describe, proc, source, toolkit, ui, wheel, wheelhouse
+from sagewheels import arch, bad, buildplan, describe, proc, source, stableabi, toolkit, ui, wheel, wheelhouse
 from sagewheels.bad import Marks
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
@@ -180,8 +180,20 @@ def _as_planned(plan: Plan, found: wheel.Wheel) -> None:
     missing = [name for name in plan.extensions if name not in found.extensions]
     if missing:
         raise BuildFailed(f"{found.path.name} was built without {', '.join(missing)}")
+    if plan.recipe.stable_torch:
+        _as_stable(found)
     for rule in plan.rules:
         for name in rule.extensions:
             have = found.extensions[name].archs
             if rule.cubin not in have:
                 raise BuildFailed(f"{name} holds code for {arch.join(have) or 'nothing'}, not for {rule.cubin}")
+
+
+def _as_stable(found: wheel.Wheel) -> None:
+    """The wheel is for many a Python and many a torch. Raises BuildFailed: the source promised too much."""
+    if not stableabi.oldest_python(found.tags):
+        raise BuildFailed(f"{found.path.name} is not tagged abi3, though its build manifest has [stable_abi]")
+    for name, item in found.extensions.items():
+        more = stableabi.beyond_torch(item.undefined)
+        if more:
+            raise BuildFailed(f"{name} needs {more[0]}, which is not in the stable ABI of libtorch")

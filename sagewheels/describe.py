@@ -36,6 +36,7 @@ def describe(settings: Settings, plan: Plan, tree: Checkout, key: str, found: wh
         "triton_version": versions.get("triton"),
         "torch_index_url": _index(torch.version),
         "cuda_version": torch.cuda,
+        "stable_abi": {"torch": plan.recipe.stable_torch} if plan.recipe.stable_torch else None,
         "torch_abi": max(item.abi for item in found.extensions.values()) or None,
         "target_arch": arch.join(plan.archs),
         "cudaarchs": ";".join(one.plain.number for one in plan.archs),

@@ -20,7 +20,7 @@ from sagewheels.config import Settings
 from sagewheels.errors import StoreError, UsageError
 from sagewheels.host import Host
 from sagewheels.manifest import WheelManifest
-from sagewheels.match import Verdict, Wanted, rank
+from sagewheels.match import Origin, Verdict, Wanted, rank
 from sagewheels.recipe import Recipe
 from sagewheels.resources import ROOT
 from sagewheels.stack import Need
@@ -47,6 +47,19 @@ class Job:
     def recipe(self) -> Recipe:
         """The build manifest: SAGE_MANIFEST, else the one of SAGE_VERSION."""
         return recipe.load(self.settings.sage_manifest or f"sageattention-{self.settings.sage_version}")
+
+    @cached_property
+    def also(self) -> tuple[Recipe, ...]:
+        """Build manifests whose wheels will do as well; none when SAGE_SOURCE_REF asks for another source.
+
+        Raises UsageError, as `recipe` does.
+        """
+        return recipe.also(self.recipe) if self.source == self.recipe.source.commit else ()
+
+    def recipe_of(self, candidate: WheelManifest) -> Recipe:
+        """The build manifest that a wheel was made by: one of `also` by its commit, else the chosen one."""
+        commit = candidate.data.get("built_from_commit")
+        return next((one for one in self.also if one.source.commit == commit), self.recipe)
 
     @cached_property
     def host(self) -> Host:
@@ -110,21 +123,27 @@ class Job:
         """
         found, torch = self.target, self.target.torch
         archs = {one.plain for one in self.archs} | (set(self.host.archs) if here else set())
-        # SAGE_EXPECT_VERSION speaks of the package of SAGE_VERSION, not of whatever manifest was named.
-        expected = self.recipe.version == self.settings.sage_version
+        by_people = [mark for one in (self.recipe, *self.also) for mark in one.known_bad]
         return Wanted(
             name=self.recipe.name,
-            version=self.settings.sage_expect_version if expected else self.recipe.version,
+            version=self._expected(self.recipe),
             tags=frozenset(found.tags),
             torch=torch.public if torch else "",
             cuda=torch.cuda if torch else "",
             archs=tuple(sorted(archs)),
             glibc=self.host.glibc,
             source=self.source,
-            patches=frozenset(patch.file for patch in self.recipe.patches),
+            patches=_names(self.recipe),
             allow_unknown=self.settings.allow_unsafe_wheel,
-            known_bad=bad.by_name((*self.recipe.known_bad, *(() if named else self.recorded()))),
+            known_bad=bad.by_name((*by_people, *(() if named else self.recorded()))),
+            also=tuple(
+                Origin(source=one.source.commit, version=self._expected(one), patches=_names(one)) for one in self.also
+            ),
         )
+
+    def _expected(self, one: Recipe) -> str:
+        """SAGE_EXPECT_VERSION speaks of the package of SAGE_VERSION, not of whatever manifest was named."""
+        return self.settings.sage_expect_version if one.version == self.settings.sage_version else one.version
 
     @property
     def source(self) -> str:
@@ -184,6 +203,11 @@ class Job:
         digest = hashlib.sha256(prefix.encode()).hexdigest()[:16]
         with _locked(Path(tempfile.gettempdir()) / f"sagewheels-{os.getuid()}-{digest}.lock", prefix):
             yield
+
+
+def _names(one: Recipe) -> frozenset[str]:
+    """The patch series, by name."""
+    return frozenset(patch.file for patch in one.patches)
 
 
 @contextmanager

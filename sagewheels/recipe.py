@@ -60,13 +60,19 @@ class ArchRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One build manifest, checked; `smoke` is handed to the smoke probe as it is."""
+    """One build manifest, checked; `smoke` is handed to the smoke probe as it is.
+
+    `stable_torch` is the oldest torch of a source on the stable ABI, empty for one that needs the very torch it was
+    compiled with; `also` names other build manifests whose wheels will do as well.
+    """
 
     file: Path
     name: str
     version: str
     package: str
     source: Source
+    stable_torch: str
+    also: tuple[str, ...]
     requires: tuple[str, ...]
     cxx_flags: tuple[str, ...]
     nvcc_flags: tuple[str, ...]
@@ -129,12 +135,26 @@ def load(name: str) -> Recipe:
     return parse(data, path)
 
 
+def also(main: Recipe) -> tuple[Recipe, ...]:
+    """The build manifests that `main` names in `also`, from its own folder or else from ours.
+
+    Raises UsageError as `load` does, and for one of another package.
+    """
+    places = [(name, main.file.with_name(f"{name}.toml")) for name in main.also]
+    found = tuple(load(str(beside) if beside.is_file() else name) for name, beside in places)
+    for one in found:
+        if one.name != main.name:
+            raise UsageError(f"{main.file}: also names {one.file.stem}, which is of {one.name}")
+    return found
+
+
 def parse(data: Mapping[str, Any], path: Path) -> Recipe:
     """A Recipe from TOML data. Raises UsageError as `load` does."""
     top = _Table(data, path, "")
     if top.whole("schema") != SCHEMA:
         raise UsageError(f"{path}: schema {data['schema']} is not {SCHEMA}", "Update sagewheels")
     source, build, smoke = top.table("source"), top.table("build"), top.table("smoke")
+    stable = top.table("stable_abi")
     since = build.table("nvcc_flags_since")
     units = {name: _units(item) for name, item in top.table("extension").tables()}
     recipe = Recipe(
@@ -143,6 +163,8 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         version=top.text("version"),
         package=top.text("package"),
         source=_source(source),
+        stable_torch=stable.release("torch") if "stable_abi" in data else "",
+        also=top.texts("also", ()),
         requires=build.texts("requires"),
         cxx_flags=build.texts("cxx_flags", ()),
         nvcc_flags=build.texts("nvcc_flags", ()),
@@ -158,7 +180,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         smoke=_smoke(smoke),
         known_bad=tuple(mark for item in top.listed("known_bad") for mark in _known_bad(item)),
     )
-    for table in (top, source, build):
+    for table in (top, source, build, stable):
         table.nothing_left()
     return recipe
 

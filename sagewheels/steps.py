@@ -13,6 +13,7 @@ from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest
 from sagewheels.match import rank
+from sagewheels.recipe import Recipe
 
 Made = tuple[Path, WheelManifest]
 
@@ -100,11 +101,11 @@ def do_verify(job: Job, made: Made) -> None:
         ui.say("verify", f"would check {path.name} and install it in {job.target.prefix}")
         return
     # fetch, choose and auto pass over what smoke found bad: it only comes here when the user named it.
-    found = verify.check(path, manifest, job.wanted(here=True, named=True), job.recipe)
+    found = verify.check(path, manifest, job.wanted(here=True, named=True), job.recipe_of(manifest))
     archs = ", ".join(map(str, found.archs))
     checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
     ui.say("verify", f"{path.name}: {checked}RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised")
-    job.target = installed.install(job.settings, job.target, job.recipe, path, found.sha256)
+    job.target = installed.install(job.settings, job.target, job.recipe_of(manifest), path, found.sha256)
 
 
 def do_build(job: Job, *, force: bool = False) -> Made | None:
@@ -143,7 +144,7 @@ def do_upload(job: Job, made: Made, *, asked: bool = False) -> bool:
         ui.say("upload", f"nothing was published: {why}. {path} stays in the wheelhouse")
         return False
     verify.bytes_as_promised(path, manifest)
-    wheel.inspect(path, job.recipe.package)
+    verify.stable(wheel.inspect(path, job.recipe.package), manifest)
     if index.publish(job.store, path, manifest):
         standing = "proven" if manifest.proofs else "a candidate until it is proven"
         ui.say("upload", f"{path.name} is in {job.store.label}, {standing}")
@@ -163,19 +164,20 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
     if job.recipe.name not in job.target.versions:
         raise UsageError(f"{job.recipe.name} is not installed in {job.target.prefix}", "Run install or auto first")
     made = _ours(job, state)
+    recipe = _recipe(job, state, made)
     if long:
-        full.table(job.recipe)
+        full.table(recipe)
     if job.dry_run:
         ui.say("smoke", f"would run {job.recipe.name} {job.target.versions[job.recipe.name]} on {_gpus(job)}")
         return None
     extensions = made[1].data.get("extensions") if made else None
-    names = list(extensions) if isinstance(extensions, dict) else list(job.recipe.extensions(_known(job)))
+    names = list(extensions) if isinstance(extensions, dict) else list(recipe.extensions(_known(job, recipe)))
     found = job.target
     try:
-        outcome = smoke.run(job.settings, job.recipe, found, job.host, names)
+        outcome = smoke.run(job.settings, recipe, found, job.host, names)
         if long and not outcome.failures:
-            checks = full.table(job.recipe)["checks"]
-            outcome = outcome.after(full.run(job.settings, job.recipe, found, job.host), checks)
+            checks = full.table(recipe)["checks"]
+            outcome = outcome.after(full.run(job.settings, recipe, found, job.host), checks)
     except SmokeFailed as error:
         words = _put_back(job)
         if made and isinstance(error, smoke.Crashed):
@@ -202,9 +204,18 @@ def _gpus(job: Job) -> str:
     return ", ".join(gpu.name for gpu in job.host.gpus) or "no GPU: load only"
 
 
-def _known(job: Job) -> tuple[Any, ...]:
+def _recipe(job: Job, state: dict[str, Any], made: Made | None) -> Recipe:
+    """The build manifest of what is installed, which decides what it must be able to do."""
+    if made:
+        return job.recipe_of(made[1])
+    ours = installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256")))
+    named = [one for one in job.also if ours and one.file.stem == state.get("manifest")]
+    return named[0] if named else job.recipe
+
+
+def _known(job: Job, recipe: Recipe) -> tuple[Any, ...]:
     """The archs of this machine that the manifest knows, else all of the wanted ones."""
-    return tuple(one for one in job.host.archs if one in job.recipe.archs) or tuple(one.plain for one in job.archs)
+    return tuple(one for one in job.host.archs if one in recipe.archs) or tuple(one.plain for one in job.archs)
 
 
 def _ours(job: Job, state: dict[str, Any]) -> Made | None:

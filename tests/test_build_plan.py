@@ -135,6 +135,14 @@ def test_the_label_says_for_which_stack_a_wheel_is(plan: Plan, torch: str, cuda:
     assert Version(f"2.2.0+{found}").local == found, "a valid local version, and in its normal form"
 
 
+@pytest.mark.parametrize(("torch", "cuda"), [("2.11.0+cu130", "13.0"), ("2.15.0+cu132", "13.2")])
+def test_the_label_of_a_stable_wheel_names_neither_torch_nor_the_minor_of_cuda(
+    plan: Plan, torch: str, cuda: str
+) -> None:
+    stable = replace(with_torch(plan, torch, cuda), recipe=recipe.load("sageattention-2.2.0-abi3"))
+    assert buildplan.label(stable, "0123456789abcdef" * 4) == "cu13sm120.k01234567"
+
+
 def key(plan: Plan, commit: str = COMMIT, patches: tuple[str, ...] = ("aa", "bb")) -> str:
     return buildplan.build_key(plan, commit, patches)
 

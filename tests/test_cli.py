@@ -145,7 +145,8 @@ def test_a_mistyped_task_or_flag(shell: Shell) -> None:
         (
             ["auto", "--manifest", "nothing"],
             {},
-            "there is no build manifest 'nothing'. Use one of demo, sageattention-2.2.0, or the path of a .toml file.",
+            "there is no build manifest 'nothing'. "
+            "Use one of demo, sageattention-2.2.0, sageattention-2.2.0-abi3, or the path of a .toml file.",
         ),
         (
             ["list"],

@@ -45,7 +45,7 @@ def _table(entries: Iterable[WheelManifest], known_bad: Marks) -> list[str]:
         marks = bad.standing(entry, known_bad)
         if marks:
             proven = f"known to be bad ({', '.join(sorted({mark.arch or 'everywhere' for mark in marks}))}); {proven}"
-        cells = (entry.version, entry.tags[0], entry.torch, entry.cuda, arch.join(entry.archs), proven)
+        cells = (entry.version, entry.tags[0], entry.needs_torch, entry.cuda, arch.join(entry.archs), proven)
         rows.append(" | ".join(_cell(cell) for cell in cells))
     return ["", *(f"| {row} |" for row in rows), ""]
 
