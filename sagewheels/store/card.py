@@ -15,7 +15,7 @@ CARD = "README.md"
 BEGIN, END = "<!-- sagewheels:begin -->", "<!-- sagewheels:end -->"
 
 _FRONT = "---\npretty_name: Wheels for CUDA and PyTorch\ntags:\n- wheels\n- cuda\n- pytorch\n---\n"
-_COLUMNS = ("version", "Python", "torch", "CUDA", "archs", "proven on")
+_COLUMNS = ("package", "version", "Python", "torch", "CUDA", "archs", "proven on")
 
 
 def card(entries: Iterable[WheelManifest], store: Store, old: str = "") -> str:
@@ -38,7 +38,7 @@ def _table(entries: Iterable[WheelManifest]) -> list[str]:
     rows = [" | ".join(_COLUMNS), " | ".join("---" for _ in _COLUMNS)]
     for entry in entries:
         proven = ", ".join(dict.fromkeys(proof.gpu for proof in entry.proofs)) or "not yet"
-        cells = (entry.version, entry.tags[0], entry.torch, entry.cuda, arch.join(entry.archs), proven)
+        cells = (entry.name, entry.version, entry.tags[0], entry.torch, entry.cuda, arch.join(entry.archs), proven)
         rows.append(" | ".join(_cell(cell) for cell in cells))
     return ["", *(f"| {row} |" for row in rows), ""]
 

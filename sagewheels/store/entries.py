@@ -59,6 +59,16 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
     return {"schema": SCHEMA, "wheels": [], **found}
 
 
+def latest_name(snapshot: Snapshot) -> str:
+    """The package that latest.json names, empty when there is none or it cannot be read."""
+    if LATEST not in snapshot.files:
+        return ""
+    try:
+        return parse(load_json(snapshot.files[LATEST], LATEST), LATEST).name
+    except ManifestError:
+        return ""
+
+
 def _listed(snapshot: Snapshot, problems: list[str]) -> Iterable[tuple[str, object]]:
     """Where each entry stands, and its JSON."""
     for name in (INDEX, LATEST):

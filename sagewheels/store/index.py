@@ -15,7 +15,18 @@ from sagewheels.errors import Refused, StoreError
 from sagewheels.manifest import WheelManifest
 from sagewheels.store import Conflict, Snapshot, Store
 from sagewheels.store.card import CARD, card
-from sagewheels.store.entries import INDEX, LATEST, MEND, NEVER, document, encoded, entries, merge, when
+from sagewheels.store.entries import (
+    INDEX,
+    LATEST,
+    MEND,
+    NEVER,
+    document,
+    encoded,
+    entries,
+    latest_name,
+    merge,
+    when,
+)
 
 TRIES = 12
 
@@ -147,13 +158,18 @@ def _additions(
     entry: WheelManifest,
     wheel: Path | None,
 ) -> dict[str, bytes | Path]:
-    """The files of one commit: wheel, manifest, index, card, and latest.json if this is the newest proven wheel."""
+    """The files of one commit: wheel, manifest, index, card, and latest.json if this is the newest proven wheel.
+
+    latest.json stays with the package that it names.
+    """
     everything = [other for other in known if other.wheel_file != entry.wheel_file] + [entry]
     files: dict[str, bytes | Path] = {wheel.name: wheel} if wheel else {}
     files[f"{entry.wheel_file}.json"] = encoded(entry.to_json())
     files.update(_pages(store, snapshot, index, everything))
-    newest = max((when(other.created_at_utc) for other in everything if other.proofs), default=NEVER)
-    if entry.proofs and when(entry.created_at_utc) >= newest:
+    same = [other for other in everything if other.name == entry.name]
+    newest = max((when(other.created_at_utc) for other in same if other.proofs), default=NEVER)
+    # Whoever reads latest.json installs what it names, without asking whether that is another package by now.
+    if entry.proofs and when(entry.created_at_utc) >= newest and latest_name(snapshot) in ("", entry.name):
         files[LATEST] = files[f"{entry.wheel_file}.json"]
     return files
 
