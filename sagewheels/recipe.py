@@ -11,6 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from sagewheels import arch
@@ -59,12 +61,16 @@ class ArchRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One build manifest, checked; `smoke` is handed to the smoke probe as it is."""
+    """One build manifest, checked; `smoke` is handed to the smoke probe as it is.
+
+    `needs` is what the package imports besides torch and triton; `extensions_at_once` 0 means: as many as there are.
+    """
 
     file: Path
     name: str
     version: str
     package: str
+    needs: tuple[str, ...]
     source: Source
     requires: tuple[str, ...]
     cxx_flags: tuple[str, ...]
@@ -73,6 +79,7 @@ class Recipe:
     link_flags: tuple[str, ...]
     environment: Mapping[str, str]
     memory_per_unit: int
+    extensions_at_once: int
     headers: tuple[str, ...]
     min_torch: str
     units: Mapping[str, int]
@@ -135,9 +142,10 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
     units = {name: _units(item) for name, item in top.table("extension").tables()}
     recipe = Recipe(
         file=path,
-        name=top.text("name"),
+        name=canonicalize_name(top.text("name")),
         version=top.text("version"),
         package=top.text("package"),
+        needs=top.requirements("needs"),
         source=_source(source),
         requires=build.texts("requires"),
         cxx_flags=build.texts("cxx_flags", ()),
@@ -146,6 +154,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         link_flags=build.texts("link_flags", ()),
         environment={key: build.table("environment").text(key) for key in build.table("environment").data},
         memory_per_unit=build.whole("memory_per_unit_mb", 2000) * 1_000_000,
+        extensions_at_once=build.whole("extensions_at_once") if "extensions_at_once" in build.data else 0,
         headers=build.texts("headers", ()),
         min_torch=build.release("min_torch", ""),
         units=units,
@@ -174,6 +183,7 @@ def _smoke(table: _Table) -> Mapping[str, Any]:
     for key in ("head_dims", "lengths", "dtypes", "layouts", "heads"):
         table.filled(key)
     table.filled("timed", empty=True)
+    table.table("arguments").values()
     table.nothing_left()
     return table.data
 
@@ -290,6 +300,22 @@ class _Table:
         if not all(isinstance(item, str) for item in value):
             raise UsageError(f"{self.where(key)} must be a list of text")
         return tuple(value)
+
+    def requirements(self, key: str) -> tuple[str, ...]:
+        """A list of requirements such as einops>=0.7, empty when it is missing."""
+        found = self.texts(key, ())
+        for text in found:
+            try:
+                Requirement(text)
+            except InvalidRequirement:
+                raise UsageError(f"{self.where(key)}: {text!r} is no requirement such as einops>=0.7") from None
+        return found
+
+    def values(self) -> None:
+        """Checks that this table holds text, numbers and booleans only."""
+        for key, value in self.data.items():
+            if not isinstance(value, (str, int, float, bool)):
+                raise UsageError(f"{self.where(key)} must be text, a number or a boolean")
 
     def table(self, key: str) -> _Table:
         """A table below this one, empty when it is missing."""

@@ -230,7 +230,7 @@ def test_a_cuda_version_that_is_none_is_refused(key: str, value: object) -> None
 def test_a_manifest_that_is_not_there_or_no_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         recipe.load("sageattention")
-    known = "demo, sageattention-2.2.0"
+    known = ", ".join(path.stem for path in MANIFESTS)
     line = f"there is no build manifest 'sageattention'. Use one of {known}, or the path of a .toml file."
     assert str(caught.value) == line
     with pytest.raises(UsageError, match=r"^there is no build manifest 'gone\.toml'"):
@@ -263,3 +263,29 @@ def test_a_manifest_of_ones_own_has_its_patches_beside_it(tmp_path: Path) -> Non
 def test_a_source_in_a_folder_needs_no_commit() -> None:
     source = parsed("source", {"path": "demo"}).source
     assert (source.path, source.repo, source.ref, source.commit) == ("demo", "", "", "")
+
+
+def test_a_name_is_known_however_it_is_written() -> None:
+    """File names of wheels have underscores, indexes have dashes: they mean one distribution."""
+    assert parsed("name", "Thing_Of.mine").name == "thing-of-mine"
+
+
+def test_what_a_package_needs_besides_the_stack() -> None:
+    assert parsed().needs == ()
+    assert parsed("needs", ["einops>=0.6", "other"]).needs == ("einops>=0.6", "other")
+    assert refused("needs", ["einops>"]) == "thing.toml: needs: 'einops>' is no requirement such as einops>=0.7."
+    assert refused("needs", "einops") == "thing.toml: needs must be list, not str."
+
+
+def test_how_many_extensions_a_build_can_compile_at_once() -> None:
+    assert parsed().extensions_at_once == 0
+    assert parsed("build/extensions_at_once", 1).extensions_at_once == 1
+    assert refused("build/extensions_at_once", 0) == "thing.toml: build.extensions_at_once must be positive."
+
+
+def test_the_arguments_of_smoke_are_plain_values() -> None:
+    given = {"topk": 1.0, "steps": 2, "smooth_k": True, "mode": "full"}
+    assert parsed("smoke/arguments", given).smoke["arguments"] == given
+    line = "thing.toml: smoke.arguments.topk must be text, a number or a boolean."
+    assert refused("smoke/arguments", {"topk": [1.0]}) == line
+    assert refused("smoke/arguments", 1.0) == "thing.toml: smoke.arguments must be dict, not float."
