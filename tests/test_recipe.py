@@ -72,7 +72,7 @@ def parsed(key: str = "", value: object = MISSING) -> Recipe:
 
 
 def test_the_shipped_manifests() -> None:
-    assert [path.stem for path in MANIFESTS] == ["demo", "sageattention-2.2.0"]
+    assert [path.stem for path in MANIFESTS] == ["demo", "sageattention-2.2.0", "spargeattn-0.1.0"]
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
