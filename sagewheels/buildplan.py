@@ -83,7 +83,7 @@ def jobs(settings: Settings, recipe: Recipe, archs: Sequence[Arch], host: Host) 
     units = sum(recipe.units[name] for name in names)
     room = max(1, host.memory // recipe.memory_per_unit)
     at_once = max(1, min(host.cores, room))
-    side = settings.ext_parallel or min(len(names), at_once)
+    side = settings.ext_parallel or min(recipe.extensions_at_once or len(names), len(names), at_once)
     # With a slot for every unit, no extension has to hold back for the others.
     each = settings.max_jobs or (at_once if at_once >= units else max(1, at_once // side))
     limit = "cores" if host.cores <= room else "memory"

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from sagewheels import arch, bad, host, recipe, target, ui, wheelhouse
+from sagewheels import arch, bad, host, recipe, stack, target, ui, wheelhouse
 from sagewheels.arch import Arch
 from sagewheels.bad import Mark
 from sagewheels.buildplan import BUILD_TOOLS
@@ -32,11 +32,31 @@ DEFAULT_ARCH = "12.0"
 """What is built where there is no GPU and no arch was named: the RTX 5090."""
 
 
+def _as_meant(settings: Settings) -> Settings:
+    """Where SAGE_MANIFEST names a manifest: without a source that only repeats what the one of SAGE_VERSION says.
+
+    The first users' .env holds SAGE_SOURCE_REPO and SAGE_SOURCE_REF, with those values: of another package they
+    would be the wrong source. Any other value was set for what is built.
+    """
+    if not settings.sage_manifest or not (settings.sage_source_repo or settings.sage_source_ref):
+        return settings
+    try:
+        usual = recipe.load(settings.manifest_of_version).source
+    except UsageError:  # a SAGE_VERSION without a manifest: nothing can repeat it
+        return settings
+    repo, ref = settings.sage_source_repo, settings.sage_source_ref
+    return replace(
+        settings,
+        sage_source_repo="" if repo.removesuffix(".git") == usual.repo.removesuffix(".git") else repo,
+        sage_source_ref="" if ref in (usual.ref, usual.commit) else ref,
+    )
+
+
 class Job:
     """Settings and facts of one run. Facts that a step changes are replaced by that step (`target`)."""
 
     def __init__(self, settings: Settings, *, dry_run: bool = False) -> None:
-        self.settings, self.dry_run = settings, dry_run
+        self.settings, self.dry_run = _as_meant(settings), dry_run
         self._target: Target | None = None
         self.is_store_missing = False
         """Whether the store, once it was read, turned out not to exist."""
@@ -46,7 +66,7 @@ class Job:
     @cached_property
     def recipe(self) -> Recipe:
         """The build manifest: SAGE_MANIFEST, else the one of SAGE_VERSION."""
-        return recipe.load(self.settings.sage_manifest or f"sageattention-{self.settings.sage_version}")
+        return recipe.load(self.settings.sage_manifest or self.settings.manifest_of_version)
 
     @cached_property
     def also(self) -> tuple[Recipe, ...]:
@@ -70,7 +90,8 @@ class Job:
     def target(self) -> Target:
         """The interpreter that is installed into."""
         if self._target is None:
-            self._target = target.probe(self.settings, self.recipe.name, "cuda-toolkit", *BUILD_TOOLS)
+            names = [self.recipe.name, *stack.names(self.recipe.needs), "cuda-toolkit", *BUILD_TOOLS]
+            self._target = target.probe(self.settings, *names)
         return self._target
 
     @target.setter
@@ -143,7 +164,8 @@ class Job:
 
     def _expected(self, one: Recipe) -> str:
         """SAGE_EXPECT_VERSION speaks of the package of SAGE_VERSION, not of whatever manifest was named."""
-        return self.settings.sage_expect_version if one.version == self.settings.sage_version else one.version
+        expected = f"{one.name}-{one.version}" == self.settings.manifest_of_version
+        return self.settings.sage_expect_version if expected else one.version
 
     @property
     def source(self) -> str:

@@ -24,7 +24,7 @@ _TEXTS = (
     "torch_version torchvision_version torchaudio_version triton_version torch_index_url target_arch cudaarchs "
     "required_min_cuda built_for built_from_repo built_from_ref built_from_commit builder_gpu_name "
     "builder_gpu_compute_capability python_version python_tag platform machine "
-    "build_key cuda_version torch_abi glibc"
+    "build_key cuda_version torch_abi glibc name version"
 ).split()
 
 

@@ -182,7 +182,8 @@ def _source(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
     commit, ref = (str(candidate.data.get(f"built_from_{key}") or "") for key in ("commit", "ref"))
     # The first installer may have written a short commit id.
     if wanted.source and commit and not wanted.source.startswith(commit) and wanted.source != ref:
-        yield f"it was built from {ref or 'commit'} {commit[:12]}, {wanted.source[:12]} is asked for"
+        named = ref if ref and not commit.startswith(ref) else "commit"
+        yield f"it was built from {named} {commit[:12]}, {wanted.source[:12]} is asked for"
 
 
 def _patches(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:

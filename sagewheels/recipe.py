@@ -11,6 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from sagewheels import arch
@@ -62,6 +64,7 @@ class ArchRule:
 class Recipe:
     """One build manifest, checked; `smoke` is handed to the smoke probe as it is.
 
+    `needs` is what the package imports besides torch and triton; `extensions_at_once` 0 means: as many as there are;
     `stable_torch` is the oldest torch of a source on the stable ABI, empty for one that needs the very torch it was
     compiled with; `also` names other build manifests whose wheels will do as well.
     """
@@ -70,6 +73,7 @@ class Recipe:
     name: str
     version: str
     package: str
+    needs: tuple[str, ...]
     source: Source
     stable_torch: str
     also: tuple[str, ...]
@@ -80,6 +84,7 @@ class Recipe:
     link_flags: tuple[str, ...]
     environment: Mapping[str, str]
     memory_per_unit: int
+    extensions_at_once: int
     headers: tuple[str, ...]
     min_torch: str
     units: Mapping[str, int]
@@ -159,9 +164,10 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
     units = {name: _units(item) for name, item in top.table("extension").tables()}
     recipe = Recipe(
         file=path,
-        name=top.text("name"),
+        name=canonicalize_name(top.text("name")),
         version=top.text("version"),
         package=top.text("package"),
+        needs=top.requirements("needs"),
         source=_source(source),
         stable_torch=stable.release("torch") if "stable_abi" in data else "",
         also=top.texts("also", ()),
@@ -172,6 +178,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         link_flags=build.texts("link_flags", ()),
         environment={key: build.table("environment").text(key) for key in build.table("environment").data},
         memory_per_unit=build.whole("memory_per_unit_mb", 2000) * 1_000_000,
+        extensions_at_once=build.whole("extensions_at_once") if "extensions_at_once" in build.data else 0,
         headers=build.texts("headers", ()),
         min_torch=build.release("min_torch", ""),
         units=units,
@@ -199,7 +206,7 @@ def _smoke(table: _Table) -> Mapping[str, Any]:
     for key in ("head_dims", "lengths", "dtypes", "layouts", "heads"):
         table.filled(key)
     table.filled("timed", empty=True)
-    _arguments(table)
+    table.table("arguments").values()
     full = table.table("full")
     if full.data:
         _full(full)
@@ -216,26 +223,19 @@ def _full(table: _Table) -> None:
     table.filled("lengths")
     for key in ("every_length_to", "long"):
         table.whole(key)
-    for call in table.list_of_tables("call"):
+    table.filled("call")
+    for call in table.listed("call"):
         call.function("call")
         call.texts("archs", ())
-        _arguments(call)
+        call.table("arguments").values()
         call.nothing_left()
-    for known in table.list_of_tables("known") if "known" in table.data else []:
+    for known in table.listed("known"):
         for key in ("check", "why"):
             known.text(key)
         known.function("call")
-        _arguments(known)
+        known.table("arguments").values()
         known.nothing_left()
     table.nothing_left()
-
-
-def _arguments(table: _Table) -> None:
-    """Extra keyword arguments of a function: text, numbers or booleans."""
-    arguments = table.table("arguments")
-    for key, value in arguments.data.items():
-        if not isinstance(value, (str, int, float)):
-            raise UsageError(f"{arguments.where(key)} must be text, a number or a boolean")
 
 
 def _source(table: _Table) -> Source:
@@ -381,14 +381,25 @@ class _Table:
         items = enumerate(self._get(key, list, []), 1)
         return [_Table(item, self._path, f"{self._key}{key}[{at}].") for at, item in items]
 
+    def requirements(self, key: str) -> tuple[str, ...]:
+        """A list of requirements such as einops>=0.7, empty when it is missing."""
+        found = self.texts(key, ())
+        for text in found:
+            try:
+                Requirement(text)
+            except InvalidRequirement:
+                raise UsageError(f"{self.where(key)}: {text!r} is no requirement such as einops>=0.7") from None
+        return found
+
+    def values(self) -> None:
+        """Checks that this table holds text, numbers and booleans only."""
+        for key, value in self.data.items():
+            if not isinstance(value, (str, int, float, bool)):
+                raise UsageError(f"{self.where(key)} must be text, a number or a boolean")
+
     def table(self, key: str) -> _Table:
         """A table below this one, empty when it is missing."""
         return _Table(self._get(key, dict, {}) or {}, self._path, f"{self._key}{key}.")
-
-    def list_of_tables(self, key: str) -> list[_Table]:
-        """The tables of an array of tables; there must be at least one."""
-        self.filled(key)
-        return [_Table(item, self._path, f"{self._key}{key}[{place}].") for place, item in enumerate(self.data[key])]
 
     def tables(self) -> list[tuple[str, _Table]]:
         """Every table below this one; there must be at least one."""

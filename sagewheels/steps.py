@@ -19,7 +19,22 @@ Made = tuple[Path, WheelManifest]
 
 
 def do_stack(job: Job) -> None:
-    """A good CUDA PyTorch and Triton in the target. Raises UsageError, StoreError."""
+    """A good CUDA PyTorch and Triton in the target, and what else the package needs. Raises UsageError, StoreError."""
+    _torch(job)
+    lacking = stack.missing(job.target, job.recipe.needs)
+    if not lacking:
+        return
+    ui.say("stack", f"{'would install' if job.dry_run else 'installing'} {' '.join(lacking)} for {job.recipe.name}")
+    if job.dry_run:
+        return
+    stack.add(job.settings, job.target, lacking)
+    job.target = None
+    if stack.missing(job.target, lacking):
+        raise UsageError(f"{' '.join(lacking)} did not arrive in {job.target.site}", "Look for settings of uv or pip")
+
+
+def _torch(job: Job) -> None:
+    """A good CUDA PyTorch and Triton in the target."""
     cut_off = stack.pending_path(job.settings, job.target)
     wrong = stack.faults(job.target, job.need, job.settings)
     if cut_off.exists():

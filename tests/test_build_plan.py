@@ -435,3 +435,17 @@ def test_a_build_that_is_known_to_be_bad_is_refused_at_once(
         "(RTX, 2026-11-22). Change torch or patches; build --force and auto --rebuild compile it anyway."
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("cores", "set_", "extensions", "compilers"), [(16, {}, 1, 16), (16, {"ext_parallel": 2}, 2, 16)]
+)
+def test_a_source_that_builds_one_extension_after_the_other(
+    sage: Recipe, cores: int, set_: dict[str, int], extensions: int, compilers: int
+) -> None:
+    """All cores go to the one that is under way."""
+    one = replace(sage, extensions_at_once=1)
+    settings = Settings(**set_)  # type: ignore[arg-type]
+    plan = buildplan.jobs(settings, one, arch.parse_list("12.0"), host(cores, 64 * GB))
+    assert (plan.extensions, plan.compilers) == (extensions, compilers)
+    assert buildplan.jobs(Settings(), one, arch.parse_list("12.0"), host(4, 64 * GB)).compilers == 4

@@ -123,6 +123,7 @@ PINNED, OTHER = "eb615cf6cf4d221338033340ee2de1c37fbdba4a", "93128b972683e52cd38
         (OTHER, "main", "main", ""),
         (OTHER, "main", PINNED, "it was built from main 93128b972683, eb615cf6cf4d is asked for"),
         (OTHER, None, PINNED, "it was built from commit 93128b972683, eb615cf6cf4d is asked for"),
+        (OTHER, OTHER, PINNED, "it was built from commit 93128b972683, eb615cf6cf4d is asked for"),
         (PINNED, "v2.2.0", "main", "it was built from v2.2.0 eb615cf6cf4d, main is asked for"),
     ],
 )

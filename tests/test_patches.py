@@ -6,7 +6,11 @@ The source itself is not here: that the lines go where they belong is checked by
 from __future__ import annotations
 
 import importlib
+import itertools
+import os
 import re
+import subprocess
+import sys
 import textwrap
 import types
 from pathlib import Path
@@ -192,3 +196,61 @@ def test_a_patch_is_known_by_its_bytes(tmp_path: Path) -> None:
     assert recipe.load(str(copy)).patches[0].sha256 == patch.sha256
     (folder / patch.file).write_bytes(patch.path.read_bytes() + b"\n")
     assert recipe.load(str(copy)).patches[0].sha256 != patch.sha256
+
+
+SPARGE = recipe.load("spargeattn-0.1.0").patches
+
+
+def of_setup(place: int, **module: object) -> dict[str, object]:
+    """What the names of setup.py are after the lines that this patch inserts."""
+    exec(inserted(SPARGE[place - 1], "setup.py"), module)
+    return module
+
+
+def test_every_sparge_patch_is_of_setup_alone() -> None:
+    assert {file for patch in SPARGE for file, _, _ in source.anchors(patch)} == {"setup.py"}
+    steps = [blobs[1:] for patch in SPARGE for blobs in source.anchors(patch)]
+    assert all(after == before for (_, after), (before, _) in itertools.pairwise(steps)), "each begins where one ends"
+
+
+def test_sparge_knows_every_arch_of_its_manifest() -> None:
+    known = of_setup(1, SUPPORTED_ARCHS={"8.0", "8.6", "8.7", "8.9", "9.0"})["SUPPORTED_ARCHS"]
+    assert isinstance(known, set)
+    assert known >= {str(one) for one in recipe.load("spargeattn-0.1.0").archs}
+
+
+def test_sparge_takes_the_flags_of_torch_and_of_the_builder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX_APPEND_FLAGS", "-g0 -DX")
+    cxx, nvcc = ["-g", "-O3", "-std=c++17"], ["-O3", "-std=c++17", "--threads=8"]
+    flags = of_setup(2, CXX_FLAGS=cxx, NVCC_FLAGS=nvcc, os=os)
+    assert (flags["CXX_FLAGS"], flags["NVCC_FLAGS"]) == (["-g", "-O3", "-g0", "-DX"], ["-O3", "--threads=8"])
+
+
+def test_sparge_generates_with_the_python_that_builds(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    (tmp_path / "a.py").write_text(f"import sys; open({str(said)!r}, 'a').write(sys.executable)")
+    run = of_setup(3, Path=Path, subprocess=subprocess)["run_instantiations"]
+    assert callable(run)
+    run(str(tmp_path))
+    assert said.read_text() == sys.executable
+    (tmp_path / "b.py").write_text("raise SystemExit(3)")
+    with pytest.raises(subprocess.CalledProcessError):
+        run(str(tmp_path))
+
+
+def test_sparge_includes_cassert_once() -> None:
+    before = ["-O3", "-diag-suppress=174", "-Xcompiler", "-include,cassert", "-DX"]
+    assert of_setup(4, NVCC_FLAGS=before)["NVCC_FLAGS"] == ["-O3", "-diag-suppress=174", "-DX", "-include=cassert"]
+
+
+def test_sparge_puts_every_kernel_into_one_unit(tmp_path: Path) -> None:
+    names = [f"inst_{place:02}.cu" for place in range(20)]
+    for name in names:
+        (tmp_path / name).touch()
+    gather = of_setup(5, Path=Path, List=list)["get_instantiations"]
+    assert callable(gather)
+    for _ in range(2):  # the second time its own files are there
+        units = [Path(unit) for unit in gather(str(tmp_path))]
+        assert [unit.name for unit in units] == ["nine_000.cu", "nine_009.cu", "nine_018.cu"]
+        included = re.findall(r'^#include "(.+)"$', "".join(unit.read_text() for unit in units), re.M)
+        assert included == names

@@ -73,7 +73,8 @@ def parsed(key: str = "", value: object = MISSING) -> Recipe:
 
 
 def test_the_shipped_manifests() -> None:
-    assert [path.stem for path in MANIFESTS] == ["demo", "sageattention-2.2.0-abi3", "sageattention-2.2.0"]
+    names = ["demo", "sageattention-2.2.0-abi3", "sageattention-2.2.0", "spargeattn-0.1.0"]
+    assert [path.stem for path in MANIFESTS] == names
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
@@ -255,7 +256,7 @@ def test_a_cuda_version_that_is_none_is_refused(key: str, value: object) -> None
 def test_a_manifest_that_is_not_there_or_no_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         recipe.load("sageattention")
-    known = "demo, sageattention-2.2.0, sageattention-2.2.0-abi3"
+    known = "demo, sageattention-2.2.0, sageattention-2.2.0-abi3, spargeattn-0.1.0"
     line = f"there is no build manifest 'sageattention'. Use one of {known}, or the path of a .toml file."
     assert str(caught.value) == line
     with pytest.raises(UsageError, match=r"^there is no build manifest 'gone\.toml'"):
@@ -298,3 +299,29 @@ def test_known_bad_wheels() -> None:
     assert first.words == "known to be bad on arch 9.0: leaks"
     assert (third.wheel_sha256, third.build_key, third.words) == ("", "cd" * 32, "known to be bad: not finite")
     assert parsed().known_bad == ()
+
+
+def test_a_name_is_known_however_it_is_written() -> None:
+    """File names of wheels have underscores, indexes have dashes: they mean one distribution."""
+    assert parsed("name", "Thing_Of.mine").name == "thing-of-mine"
+
+
+def test_what_a_package_needs_besides_the_stack() -> None:
+    assert parsed().needs == ()
+    assert parsed("needs", ["einops>=0.6", "other"]).needs == ("einops>=0.6", "other")
+    assert refused("needs", ["einops>"]) == "thing.toml: needs: 'einops>' is no requirement such as einops>=0.7."
+    assert refused("needs", "einops") == "thing.toml: needs must be list, not str."
+
+
+def test_how_many_extensions_a_build_can_compile_at_once() -> None:
+    assert parsed().extensions_at_once == 0
+    assert parsed("build/extensions_at_once", 1).extensions_at_once == 1
+    assert refused("build/extensions_at_once", 0) == "thing.toml: build.extensions_at_once must be positive."
+
+
+def test_the_arguments_of_smoke_are_plain_values() -> None:
+    given = {"topk": 1.0, "steps": 2, "smooth_k": True, "mode": "full"}
+    assert parsed("smoke/arguments", given).smoke["arguments"] == given
+    line = "thing.toml: smoke.arguments.topk must be text, a number or a boolean."
+    assert refused("smoke/arguments", {"topk": [1.0]}) == line
+    assert refused("smoke/arguments", 1.0) == "thing.toml: smoke.arguments must be dict, not float."

@@ -575,3 +575,31 @@ def test_the_card_does_not_offer_a_bad_wheel(tmp_path: Path) -> None:
     assert store.read("README.md").files["README.md"].decode().count("pip install") == 1, "its archs are not known"
     index.add_mark(store, mark(unknown, arch=None), pause=nap)
     assert "pip install" not in store.read("README.md").files["README.md"].decode()
+
+
+def test_latest_stays_with_the_package_that_it_names(tmp_path: Path) -> None:
+    """The first installer installs whatever latest.json names."""
+    store = DirectoryStore(tmp_path / "store")
+    first, ours = made(tmp_path, proofs=[PROOF])
+    index.publish(store, first, ours, pause=nap)
+    content = b"another package"
+    wheel = tmp_path / NAME.format(cuda=130).replace("sageattention", "other_attn")
+    wheel.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    newer = {"wheel_file": wheel.name, "wheel_sha256": digest, "created_at_utc": "2026-02-01T00:00:00Z"}
+    other = manifests.parse({**ours.data, **newer}, "made")
+    assert index.publish(store, wheel, other, pause=nap)
+    assert got(store, "latest.json")["wheel_file"] == ours.wheel_file
+    assert [entry.name for entry in index.load(store)[0]] == ["sageattention", "other-attn"]
+    assert "| other-attn | 2.2.0+cu130torch2.11sm120 |" in store.read("README.md").files["README.md"].decode()
+    again, ours_again = made(tmp_path, 128, b"newer", proofs=[PROOF], created_at_utc="2026-01-15T00:00:00Z")
+    index.publish(store, again, ours_again, pause=nap)
+    assert got(store, "latest.json")["wheel_file"] == ours_again.wheel_file, "newer than the last of its own package"
+
+
+def test_a_latest_that_names_nothing_is_replaced(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    put(store, {"latest.json": b"{"})
+    wheel, ours = made(tmp_path, proofs=[PROOF])
+    index.publish(store, wheel, ours, pause=nap)
+    assert got(store, "latest.json")["wheel_file"] == ours.wheel_file

@@ -15,7 +15,7 @@ CARD = "README.md"
 BEGIN, END = "<!-- sagewheels:begin -->", "<!-- sagewheels:end -->"
 
 _FRONT = "---\npretty_name: Wheels for CUDA and PyTorch\ntags:\n- wheels\n- cuda\n- pytorch\n---\n"
-_COLUMNS = ("version", "Python", "torch", "CUDA", "archs", "proven on")
+_COLUMNS = ("package", "version", "Python", "torch", "CUDA", "archs", "proven on")
 
 
 def card(entries: Iterable[WheelManifest], store: Store, old: str = "", known_bad: Marks | None = None) -> str:
@@ -45,7 +45,8 @@ def _table(entries: Iterable[WheelManifest], known_bad: Marks) -> list[str]:
         marks = bad.standing(entry, known_bad)
         if marks:
             proven = f"known to be bad ({', '.join(sorted({mark.arch or 'everywhere' for mark in marks}))}); {proven}"
-        cells = (entry.version, entry.tags[0], entry.needs_torch, entry.cuda, arch.join(entry.archs), proven)
+        what, stack = (entry.name, entry.version, entry.tags[0]), (entry.needs_torch, entry.cuda)
+        cells = (*what, *stack, arch.join(entry.archs), proven)
         rows.append(" | ".join(_cell(cell) for cell in cells))
     return ["", *(f"| {row} |" for row in rows), ""]
 

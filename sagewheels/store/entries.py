@@ -75,6 +75,14 @@ def marks(snapshot: Snapshot) -> tuple[list[Mark], list[str]]:
     return [mark for mark in read if mark], problems
 
 
+def latest(snapshot: Snapshot) -> WheelManifest | None:
+    """The wheel that latest.json names; None when there is none or it cannot be read."""
+    try:
+        return parse(load_json(snapshot.files.get(LATEST, b""), LATEST), LATEST)
+    except ManifestError:
+        return None
+
+
 def _listed(snapshot: Snapshot, problems: list[str]) -> Iterable[tuple[str, object]]:
     """Where each entry stands, and its JSON."""
     for name in (INDEX, LATEST):

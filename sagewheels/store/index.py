@@ -14,10 +14,10 @@ from typing import Any
 from sagewheels import bad
 from sagewheels.bad import Mark, Marks
 from sagewheels.errors import Refused, StoreError
-from sagewheels.manifest import ManifestError, WheelManifest, load_json, when
+from sagewheels.manifest import WheelManifest, when
 from sagewheels.store import Conflict, Snapshot, Store
 from sagewheels.store.card import CARD, card
-from sagewheels.store.entries import INDEX, LATEST, MEND, document, encoded, entries, merge
+from sagewheels.store.entries import INDEX, LATEST, MEND, document, encoded, entries, latest, merge
 
 TRIES = 12
 
@@ -174,7 +174,10 @@ def _additions(
     entry: WheelManifest,
     wheel: Path | None,
 ) -> dict[str, bytes | Path]:
-    """The files of one commit: wheel, manifest, index, card, and latest.json if this is the newest proven wheel."""
+    """The files of one commit: wheel, manifest, index, card, and latest.json if this is the newest proven wheel.
+
+    latest.json stays with the package that it names.
+    """
     everything = [other for other in known if other.wheel_file != entry.wheel_file] + [entry]
     files: dict[str, bytes | Path] = {wheel.name: wheel} if wheel else {}
     files[f"{entry.wheel_file}.json"] = encoded(entry.to_json())
@@ -189,26 +192,19 @@ def _pointer(
 ) -> dict[str, bytes | Path]:
     """latest.json, if it must change: to `entry` when that is the newest proven wheel, and away from a bad one.
 
-    Away from a bad one means to the newest proven wheel of the same package, or to none.
+    It stays with the package that it names; away from a bad one means to the newest proven wheel of it, or to none.
     """
-    good = [one for one in everything if bad.is_proven(one, marks)]
+    now = latest(snapshot)
+    # Whoever reads latest.json installs what it names, without asking whether that is another package by now.
+    name = now.name if now else entry.name if entry else ""
+    good = [one for one in everything if one.name == name and bad.is_proven(one, marks)]
     if entry in good and when(entry.created_at_utc) >= max(when(one.created_at_utc) for one in good):
         return {LATEST: encoded(entry.to_json())}
-    named = next((one for one in everything if one.wheel_file == _named(snapshot)), None)
+    named = next((one for one in everything if now and one.wheel_file == now.wheel_file), None)
     if named is None or named in good or not bad.standing(named, marks):
         return {}
-    same = [one for one in good if one.name == named.name]
-    newest = max(same, key=lambda one: when(one.created_at_utc), default=None)
+    newest = max(good, key=lambda one: when(one.created_at_utc), default=None)
     return {LATEST: encoded(newest.to_json() if newest else "{}\n")}
-
-
-def _named(snapshot: Snapshot) -> object:
-    """The wheel of latest.json, if that can be read."""
-    try:
-        found = load_json(snapshot.files.get(LATEST, b"{}"), LATEST)
-    except ManifestError:
-        return None
-    return found.get("wheel_file") if isinstance(found, dict) else None
 
 
 def _marks(index: Mapping[str, Any]) -> Marks:
