@@ -1,7 +1,7 @@
 """Known-bad wheels: marks by people in a build manifest, and by smoke in wheelhouse and store. Pure.
 
 A mark for one arch speaks of that arch alone, as a proof does. The newer of the two counts where they are of the same
-arch; a mark without a date is by people, and no proof overrules it.
+arch; a mark without a date is by people, and no proof overrules it. What `smoke --full` found, it alone overrules.
 """
 
 from __future__ import annotations
@@ -142,6 +142,11 @@ def without_overruled(listed: Sequence[Any], proven: WheelManifest) -> list[Any]
     return [item for item in listed if stays(item)]
 
 
+def reaches(proof: Mapping[str, Any], mark: Mark) -> bool:
+    """Whether a proof speaks of what the mark is about: the short checks say nothing of what the long ones found."""
+    return bool(proof.get("full")) or not mark.raw.get("full")
+
+
 def later(now: datetime, than: Iterable[str]) -> str:
     """`now` as text, moved behind these moments: a machine whose clock is slow still has the last word."""
     newest = max((when(text) for text in than), default=NEVER)
@@ -154,4 +159,5 @@ def _is_overruled(mark: Mark, candidate: WheelManifest) -> bool:
     marked = when(mark.at_utc)
     if not mark.arch or marked == NEVER:
         return False
-    return any(proof.arch == mark.arch and when(proof.at_utc) >= marked for proof in candidate.proofs)
+    reaching = (proof for proof in candidate.proofs if proof.arch == mark.arch and reaches(proof.raw, mark))
+    return any(when(proof.at_utc) >= marked for proof in reaching)

@@ -28,24 +28,34 @@ _NOT_A_KERNEL = ("Mem", "void at::")
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What speaks against the wheel itself, and on which arch."""
+    """What speaks against the wheel itself, and on which arch; `full`: the long checks found it, not the short ones."""
 
     arch: str
     gpu: str
     reason: str
+    full: bool = False
 
 
 def of_gpu(gpu: Mapping[str, Any], wrong: Iterable[Mapping[str, Any]], kernel: str) -> bool:
     """Whether the failures on one GPU are the wheel's; `wrong` are its cases that are not right."""
-    cases = list(wrong)
-    if any("error" not in case and "finite" in case for case in cases):
+    cases = [*wrong, {"error": gpu["error"]}] if gpu.get("error") else list(wrong)
+    if of_cases(cases):
         return True
-    errors = [str(case.get("error") or "") for case in cases] + [str(gpu.get("error") or "")]
-    if any(_BY_KERNELS.search(error) for error in errors):
-        return True
+    errors = [case["error"] for case in cases if case.get("error")]
     # A profiler that may not look sees no kernel at all, or nothing but copies.
     seen = [name for name in gpu.get("kernels", ()) if not name.startswith(_NOT_A_KERNEL)]
-    return bool(kernel and seen) and not any(errors) and not any(kernel in name for name in seen)
+    return bool(kernel and seen) and not errors and not any(kernel in name for name in seen)
+
+
+def of_cases(wrong: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether these failures are the wheel's: something was computed and is wrong, or an error that only kernels cause.
+
+    What else kept a case from being tried is not: no compiler for Triton or torch.compile, or a GPU that is lost.
+    """
+    return any(
+        _BY_KERNELS.search(str(case["error"])) if case.get("error") else "finite" in case or bool(case.get("wrong"))
+        for case in wrong
+    )
 
 
 def of_imports(answer: Mapping[str, Any], package: str, host: Host) -> list[Fault]:
@@ -57,12 +67,12 @@ def of_imports(answer: Mapping[str, Any], package: str, host: Host) -> list[Faul
     return [Fault(arch=arch, gpu=name, reason=f"import {module} failed: {error}") for arch, name in names.items()]
 
 
-def of_crash(code: int, what: str, host: Host) -> list[Fault]:
+def of_crash(code: int, what: str, host: Host, *, full: bool = False) -> list[Fault]:
     """A crash, by the exit code of the probe; whose it is where the GPUs differ, nobody knows."""
     archs = {str(gpu.arch) for gpu in host.gpus}
     if code not in _CRASHES or len(archs) != 1:
         return []
-    return [Fault(arch=archs.pop(), gpu=host.gpus[0].name, reason=what)]
+    return [Fault(arch=archs.pop(), gpu=host.gpus[0].name, reason=what, full=full)]
 
 
 def settled(faults: Sequence[Fault], right: Iterable[str]) -> tuple[Fault, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sagewheels
@@ -26,7 +26,7 @@ for index in range(torch.cuda.device_count()):
 
 def record_crash(job: Job, manifest: WheelManifest, sha256: str, crash: Crashed, found: Target) -> None:
     """As `record`, of a probe that gave no answer, if it was the kernels that brought it down."""
-    faults = blame.of_crash(crash.ended, crash.what, job.host)
+    faults = blame.of_crash(crash.ended, crash.what, job.host, full=crash.probe == "full")
     if faults and _torch_computes(job, found):
         record(job, manifest, sha256, faults, found)
 
@@ -51,6 +51,7 @@ def record(job: Job, manifest: WheelManifest, sha256: str, faults: Sequence[Faul
             "reason": _plain(fault.reason),
             "at_utc": bad.later(now, (one.at_utc for one in manifest.proofs if one.arch == fault.arch)),
             "sagewheels": sagewheels.__version__,
+            **({"full": True} if fault.full else {}),
         }
         mark = bad.read(raw)
         if mark:
@@ -91,6 +92,11 @@ def against(job: Job, manifest: WheelManifest) -> list[bad.Mark]:
             pass
     marks = bad.standing(manifest, bad.by_name(job.recorded()))
     return [mark for mark in marks if mark.at_utc]
+
+
+def overrules(proof: Mapping[str, Any], marks: Iterable[bad.Mark]) -> bool:
+    """Whether a proof that is made now takes one of these marks back."""
+    return any(proof["arch"] == mark.arch and bad.reaches(proof, mark) for mark in marks)
 
 
 def take_back(job: Job, proven: WheelManifest) -> None:

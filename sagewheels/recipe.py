@@ -51,13 +51,17 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class ArchRule:
-    """What the source makes for one arch: the cubin, the extensions, and the kernel that must run there."""
+    """What the source makes for one arch: the cubin, the extensions, and the kernel that must run there.
+
+    `alone`: it cannot be compiled together with another, as 9.0a cannot where one list of archs serves all extensions.
+    """
 
     arch: Arch
     cubin: Arch
     min_cuda: str
     extensions: tuple[str, ...]
     kernel: str
+    alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +112,13 @@ class Recipe:
     def cubins_for(self, archs: Sequence[Arch]) -> tuple[Arch, ...]:
         """The archs to compile for, each once: 12.0 for a GPU of 12.1 where the source's plain 12.0 cubin serves both.
 
-        Raises UsageError as `rules` does.
+        Raises UsageError as `rules` does, and for archs that this source cannot build together.
         """
-        pairs = zip(self.rules(archs), archs, strict=True)
+        rules = self.rules(archs)
+        alone = [str(rule.arch) for rule in rules if rule.alone]
+        if alone and len({rule.cubin for rule in rules}) > 1:
+            raise UsageError(f"{alone[0]} cannot be built together with another arch", "Name one with --arch")
+        pairs = zip(rules, archs, strict=True)
         return tuple(sorted({replace(rule.cubin.plain, ptx=one.ptx) for rule, one in pairs}))
 
     def nvcc(self, cuda: str) -> tuple[str, ...]:
@@ -268,6 +276,7 @@ def _rule(name: str, table: _Table, units: Mapping[str, int]) -> tuple[Arch, Arc
         min_cuda=table.release("min_cuda"),
         extensions=extensions,
         kernel=table.text("kernel"),
+        alone=table.flag("alone"),
     )
     table.nothing_left()
     return own, rule
@@ -334,6 +343,11 @@ class _Table:
         value: int = self._get(key, int, default)
         if value < 1:
             raise UsageError(f"{self.where(key)} must be positive")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """True or false, which it is when it is missing."""
+        value: bool = self._get(key, bool, False)
         return value
 
     def function(self, key: str) -> str:

@@ -29,11 +29,11 @@ PROBES = ("smoke", "full")
 
 
 class Crashed(SmokeFailed):
-    """The probe ended without an answer; `ended` is its exit code, negative for a signal."""
+    """The `probe` ended without an answer; `ended` is its exit code, negative for a signal."""
 
-    def __init__(self, what: str, remedy: str, ended: int) -> None:
+    def __init__(self, what: str, remedy: str, *, probe: str, ended: int) -> None:
         super().__init__(what, remedy)
-        self.ended = ended
+        self.probe, self.ended = probe, ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,10 @@ class Outcome:
     loaded_only: bool
     faults: tuple[Fault, ...] = ()
 
-    def after(self, failures: Sequence[str], checks: Sequence[str]) -> Outcome:
+    def after(self, failures: Sequence[str], faults: Sequence[Fault], checks: Sequence[str]) -> Outcome:
         """This outcome after more checks: the proofs name them, or are no proofs any more."""
         if failures:
-            return replace(self, failures=tuple(failures), proofs=(), loaded_only=False)
+            return replace(self, failures=tuple(failures), proofs=(), loaded_only=False, faults=tuple(faults))
         return replace(self, proofs=tuple({**proof, "full": list(checks)} for proof in self.proofs))
 
     @property
@@ -85,7 +85,7 @@ def run(settings: Settings, recipe: Recipe, found: Target, host: Host, extension
 def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any], seconds: int) -> dict[str, Any]:
     """What a probe prints when it runs in the target, from an empty directory, with the other probes beside it.
 
-    Raises SmokeFailed when that is no answer.
+    Raises Crashed when that is no answer.
     """
     with tempfile.TemporaryDirectory(prefix="sagewheels-smoke-") as name:
         folder = Path(name)
@@ -101,7 +101,7 @@ def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any],
         answer: dict[str, Any] = json.loads(done.out.strip().splitlines()[-1])
     except (ValueError, IndexError):
         what = f"the kernels brought the interpreter down ({proc.ending(done.code)}): {done.last_line[:200]}"
-        raise Crashed(what, f"The whole output is {log}", done.code) from None
+        raise Crashed(what, f"The whole output is {log}", probe=probe, ended=done.code) from None
     return answer
 
 

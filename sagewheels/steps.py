@@ -125,7 +125,7 @@ def do_verify(job: Job, made: Made) -> None:
 
 def do_build(job: Job, *, force: bool = False) -> Made | None:
     """A wheel for the archs in the wheelhouse; None in a dry run. Raises UsageError, StoreError, BuildFailed."""
-    job.recipe.rules(job.archs)
+    job.recipe.cubins_for(job.archs)
     if job.target.torch is None or not job.target.torch.cuda:
         raise UsageError("the target has no CUDA torch to compile against", "Run the stack task first")
     if job.dry_run:
@@ -191,8 +191,7 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
     try:
         outcome = smoke.run(job.settings, recipe, found, job.host, names)
         if long and not outcome.failures:
-            checks = full.table(recipe)["checks"]
-            outcome = outcome.after(full.run(job.settings, recipe, found, job.host), checks)
+            outcome = full.run(job.settings, recipe, found, job.host, outcome)
     except SmokeFailed as error:
         words = _put_back(job)
         if made and isinstance(error, smoke.Crashed):
@@ -288,8 +287,7 @@ def _record(job: Job, made: Made, outcome: smoke.Outcome) -> None:
         return
     known = {_occasion(proof.raw) for proof in manifest.proofs}
     marks = marking.against(job, manifest)
-    marked = {mark.arch for mark in marks}
-    fresh = [one for one in outcome.proofs if one["arch"] in marked or _occasion(one) not in known]
+    fresh = [one for one in outcome.proofs if marking.overrules(one, marks) or _occasion(one) not in known]
     if not fresh:
         return
     fresh = [marking.newer(one, marks) for one in fresh]

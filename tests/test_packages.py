@@ -95,7 +95,7 @@ def test_a_source_that_was_named_on_purpose_stays(tmp_path: Path) -> None:
     ],
 )
 def test_the_expected_version_is_that_of_its_own_package(
-    tmp_path: Path, settings: dict[str, str], version: str
+    tmp_path: Path, settings: dict[str, Any], version: str
 ) -> None:
     """Also where the other package happens to have the same version."""
     here = wheels.machine(tmp_path)
