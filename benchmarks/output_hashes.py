@@ -1,4 +1,4 @@
-"""Prints a sha256 of what each function of an installed SageAttention computes, a line a case: two builds can be compared.
+"""Prints a sha256 of what each function of an installed SageAttention computes, a line a case, to compare two builds.
 
 Runs in the interpreter that the wheel is installed in, with a GPU:
 

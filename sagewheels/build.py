@@ -9,11 +9,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sagewheels import arch, bad, buildplan, describe, proc, source, stableabi, toolkit, ui, wheel, wheelhouse
+from sagewheels.arch import Arch
 from sagewheels.bad import Marks
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
@@ -32,16 +33,23 @@ _MATTERS = (
 
 
 def run(
-    settings: Settings, plan: Plan, *, force: bool = False, known_bad: Marks | None = None
+    settings: Settings,
+    plan: Plan,
+    *,
+    force: bool = False,
+    known_bad: Marks | None = None,
+    archs: Sequence[Arch] = (),
 ) -> tuple[Path, WheelManifest]:
     """A wheel in the wheelhouse with its manifest; the one that is there already when the build key is the same.
+
+    `archs` are those that it will run on, where they are not the ones that it is compiled for.
 
     Raises UsageError or StoreError for the source, BuildFailed with the line of the log that matters, and at once for
     a build key that is known to be bad: the same inputs give the same wheel.
     """
     tree = source.checkout(settings, plan.recipe, settings.work_dir / "source" / plan.recipe.file.stem)
     key = buildplan.build_key(plan, tree.commit, [patch.sha256 for patch in tree.patches])
-    if not force and (mark := bad.of_build(key, plan.archs, known_bad or {})):
+    if not force and (mark := bad.of_build(key, archs or plan.archs, known_bad or {})):
         what = f"what would be compiled, build key {key[:8]}, is {mark.words}"
         raise BuildFailed(what, "Change torch or patches; build --force and auto --rebuild compile it anyway")
     if not force and (kept := wheelhouse.of_build_key(settings, key)):

@@ -118,8 +118,8 @@ class Recipe:
         alone = [str(rule.arch) for rule in rules if rule.alone]
         if alone and len({rule.cubin for rule in rules}) > 1:
             raise UsageError(f"{alone[0]} cannot be built together with another arch", "Name one with --arch")
-        pairs = zip(rules, archs, strict=True)
-        return tuple(sorted({replace(rule.cubin.plain, ptx=one.ptx) for rule, one in pairs}))
+        ptx = {rule.cubin.plain for rule, one in zip(rules, archs, strict=True) if one.ptx}
+        return tuple(sorted({replace(rule.cubin.plain, ptx=rule.cubin.plain in ptx) for rule in rules}))
 
     def nvcc(self, cuda: str) -> tuple[str, ...]:
         """The flags for an nvcc of this CUDA version: those for all, and those that it is new enough for."""

@@ -138,7 +138,8 @@ def do_build(job: Job, *, force: bool = False) -> Made | None:
         return None
     plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host)
     ui.say("build", f"nvcc {plan_.toolkit.build} from {plan_.toolkit.origin}, {plan_.toolkit.compiler}")
-    return compiling.run(job.settings, plan_, force=force, known_bad=job.wanted().known_bad)
+    wanted = job.wanted()
+    return compiling.run(job.settings, plan_, force=force, known_bad=wanted.known_bad, archs=wanted.archs)
 
 
 def do_upload(job: Job, made: Made, *, asked: bool = False) -> bool:

@@ -210,11 +210,12 @@ def test_the_build_key_does_not_change_with_what_makes_no_other_wheel(plan: Plan
 def prepare(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     """prepare() where the toolkit is that of the plan, and the build tools are there."""
 
-    def make(settings: Settings, *, cuda: str = "13.0", archs: str = "12.0") -> Plan:
+    def make(settings: Settings, *, cuda: str = "13.0", archs: str = "12.0", manifest: str = "") -> Plan:
+        made_by = recipe.load(manifest) if manifest else plan.recipe
         kit = replace(plan.toolkit, version=cuda)
         monkeypatch.setattr(toolkit, "find", lambda *args, **options: kit)
         monkeypatch.setattr(buildplan, "_tools", lambda *args: plan.tools)
-        return buildplan.prepare(settings, plan.recipe, arch.parse_list(archs), plan.target, host(8, 64 * GB))
+        return buildplan.prepare(settings, made_by, arch.parse_list(archs), plan.target, host(8, 64 * GB))
 
     return make
 
@@ -250,11 +251,20 @@ def test_the_users_flags_follow_the_manifests_and_change_the_key(
 
 
 def test_archs_that_no_single_build_can_hold_are_refused(prepare: Callable[..., Plan]) -> None:
+    """Where one list of archs serves all extensions, wgmma cannot be compiled beside another arch."""
+    one_list = {"manifest": "spargeattn-0.1.0"}
     with pytest.raises(UsageError) as caught:
-        prepare(Settings(), archs="9.0;12.0")
+        prepare(Settings(), archs="9.0;12.0", **one_list)
     assert str(caught.value) == "9.0 cannot be built together with another arch. Name one with --arch."
-    assert [str(rule.cubin) for rule in prepare(Settings(), archs="9.0").rules] == ["9.0a"]
-    assert [str(rule.cubin) for rule in prepare(Settings(), archs="8.9;12.0").rules] == ["8.9", "12.0"]
+    assert [str(rule.cubin) for rule in prepare(Settings(), archs="9.0", **one_list).rules] == ["9.0a"]
+    assert [str(rule.cubin) for rule in prepare(Settings(), archs="8.9;12.0", **one_list).rules] == ["8.9", "12.0"]
+
+
+def test_each_extension_has_its_own_archs(prepare: Callable[..., Plan]) -> None:
+    """A patch sees to that, so that 9.0 may stand beside others; one plain cubin serves its neighbours too."""
+    assert [str(rule.cubin) for rule in prepare(Settings(), archs="9.0;12.0").rules] == ["9.0a", "12.0"]
+    plan = prepare(Settings(), archs="12.0;12.1+PTX;10.3")
+    assert (arch.join(plan.archs), [str(rule.arch) for rule in plan.rules]) == ("10.0;12.0+PTX", ["10.0", "12.0"])
 
 
 def test_every_field_of_a_plan_is_weighed_in_these_tests() -> None:
@@ -435,6 +445,9 @@ def test_a_build_that_is_known_to_be_bad_is_refused_at_once(
         "(RTX, 2026-11-22). Change torch or patches; build --force and auto --rebuild compile it anyway."
     )
     assert list(tmp_path.iterdir()) == []
+    spark = bad.by_name([replace(mark, arch="12.1")])
+    with pytest.raises(BuildFailed, match=r" is known to be bad on arch 12\.1: not finite "):
+        build.run(settings, plan, known_bad=spark, archs=arch.parse_list("12.1"))
 
 
 @pytest.mark.parametrize(
