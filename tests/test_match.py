@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from packaging import tags
 
-from sagewheels import arch
+from sagewheels import arch, bad
 from sagewheels.manifest import WheelManifest, parse
 from sagewheels.match import Verdict, Wanted, judge, rank
 
@@ -122,6 +123,7 @@ PINNED, OTHER = "eb615cf6cf4d221338033340ee2de1c37fbdba4a", "93128b972683e52cd38
         (OTHER, "main", "main", ""),
         (OTHER, "main", PINNED, "it was built from main 93128b972683, eb615cf6cf4d is asked for"),
         (OTHER, None, PINNED, "it was built from commit 93128b972683, eb615cf6cf4d is asked for"),
+        (OTHER, OTHER, PINNED, "it was built from commit 93128b972683, eb615cf6cf4d is asked for"),
         (PINNED, "v2.2.0", "main", "it was built from v2.2.0 eb615cf6cf4d, main is asked for"),
     ],
 )
@@ -371,3 +373,24 @@ def test_a_store_of_ten_thousand_wheels_is_ranked_rightly() -> None:
         f"2026-01-0{build}" for build in (5, 4, 3, 1)
     ]
     assert all(verdict.reasons for verdict in verdicts[5:])
+
+
+def test_a_wheel_that_is_known_to_be_bad() -> None:
+    raw = {"arch": "12.0", "gpu": "NVIDIA GeForce RTX 5090", "at_utc": "2026-11-22T10:00:00Z", "reason": "not finite"}
+    found = bad.read({"wheel_sha256": "ab" * 32, **raw})
+    assert found
+    known = bad.by_name([found])
+    why = "it is known to be bad on arch 12.0: not finite (NVIDIA GeForce RTX 5090, 2026-11-22)"
+    assert reasons(wheel(), known_bad=known) == (why,)
+    assert reasons(wheel(archs=["9.0"]), known_bad=known, archs=arch.parse_list("9.0")) == ()
+    other = wheel(wheel_sha256="cd" * 32)
+    assert [one.candidate for one in rank([wheel(), other], replace(HERE, known_bad=known))] == [other, wheel()]
+
+
+def test_many_marks_cost_little() -> None:
+    marks = [bad.Mark(reason="x", wheel_sha256=f"{at:064x}", arch="12.0") for at in range(2_000)]
+    wanted = replace(HERE, known_bad=bad.by_name(marks))
+    candidates = [wheel(wheel_sha256=f"{at:064x}") for at in range(2_000)]
+    started = time.monotonic()
+    assert not any(judge(one, wanted).fits for one in candidates)
+    assert time.monotonic() - started < 1
