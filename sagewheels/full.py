@@ -65,6 +65,8 @@ def faults(answer: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[Fault, .
 
 def _wrong(gpu: Mapping[str, Any], full: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
     """A line for each check of a function that failed on one GPU, and the cases that did."""
+    if not gpu["checks"]:
+        yield "no check was run", []
     for row in gpu["checks"]:
         cases = [case for case in row["cases"] if fault(case, full)]
         if (cases and not known(gpu, row, full)) or not row["cases"]:
@@ -76,8 +78,8 @@ def _wrong(gpu: Mapping[str, Any], full: Mapping[str, Any]) -> Iterator[tuple[st
 
 def fault(case: Mapping[str, Any], full: Mapping[str, Any]) -> str:
     """Why a case is wrong, or nothing."""
-    if case.get("error") or case.get("wrong"):
-        return str(case.get("error") or case["wrong"])
+    if said := _said(case):
+        return said
     if "finite" not in case:
         return ""
     if not case["finite"]:
@@ -91,12 +93,15 @@ def known(gpu: Mapping[str, Any], row: Mapping[str, Any], full: Mapping[str, Any
     call = gpu["calls"][row["call"]]
     for item in full.get("known", ()):
         same = item["check"] == row["check"] and item["call"] == call["call"]
-        numbers = all(
-            case.get("finite", True) and not (case.get("error") or case.get("wrong")) for case in row["cases"]
-        )
+        numbers = all(case.get("finite", True) and not _said(case) for case in row["cases"])
         if same and numbers and item.get("arguments", {}) == call["arguments"]:
             return str(item["why"])
     return ""
+
+
+def _said(case: Mapping[str, Any]) -> str:
+    """What the probe itself found wrong, or what kept it from finding out."""
+    return str(case.get("error") or case.get("wrong") or "")
 
 
 def _name(call: Mapping[str, Any]) -> str:

@@ -163,3 +163,16 @@ def test_a_build_that_comes_to_no_good() -> None:
     assert bad.of_build(KEY, HOPPER, marks) is None
     assert bad.of_build("ef" * 32, HERE, marks) is None
     assert bad.of_build(KEY, HOPPER, bad.by_name([Mark(reason="x", build_key=KEY)])) is not None
+
+
+def test_what_the_long_checks_found_they_alone_take_back() -> None:
+    """The short ones passed before, and say nothing of it."""
+    late, found = "2026-11-23T10:00:00Z", mark(full=True)
+    short = wheel(("12.0", late))
+    long = wheel(proofs=[{"gpu": RTX, "arch": "12.0", "at_utc": late, "full": ["lengths"]}])
+    assert (against(short, found), against(long, found)) == ([f"it is {WORDS}"], [])
+    assert (against(short, mark()), against(long, mark())) == ([], [])
+    assert bad.without_overruled([found.raw], short) == [found.raw]
+    assert bad.without_overruled([found.raw], long) == []
+    newer = mark(at_utc="2026-11-22T11:00:00Z")
+    assert bad.added([found.raw], newer) == [{**newer.raw, "full": True}], "a wheel that fails both owes both"

@@ -110,6 +110,28 @@ def test_crashes(code: int, archs: list[str], *, is_wheels: bool) -> None:
     assert blame.of_crash(code, "it crashed", host(*archs)) == ([fault] if is_wheels else [])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "is_wheels"),
+    [
+        ([], False),
+        ([{"case": "x", **WRONG}], True),
+        ([{"case": "x", "wrong": "3 of 64 values differ"}], True),
+        ([{"case": "x", "finite": False, "cosine": None, "relative_l2": None}], True),
+        ([failed("RuntimeError: Failed to find C compiler. Please specify via CC environment variable.")], False),
+        ([failed("not run: the GPU answers no more")], False),
+        ([failed("this sagewheels does not know the check")], False),
+        ([failed("AcceleratorError: CUDA error: an illegal memory access was encountered")], True),
+        ([failed("OutOfMemoryError: CUDA out of memory"), {"case": "x", "wrong": "off by 3.000"}], True),
+    ],
+)
+def test_what_the_long_checks_found(wrong: list[dict[str, Any]], *, is_wheels: bool) -> None:
+    assert blame.of_cases(wrong) is is_wheels
+
+
+def test_a_crash_in_the_long_checks_says_so() -> None:
+    assert [one.full for one in blame.of_crash(-signal.SIGSEGV, "it crashed", host("12.0"), full=True)] == [True]
+
+
 def test_a_gpu_that_differs_from_its_twin_is_itself_at_fault() -> None:
     here, again = Fault(arch="12.0", gpu="a", reason="first"), Fault(arch="12.0", gpu="b", reason="second")
     hopper = Fault(arch="9.0", gpu="c", reason="other")

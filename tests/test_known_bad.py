@@ -211,6 +211,67 @@ def test_what_came_last_counts(rtx: Machine) -> None:
     assert (verdict.fits, len(verdict.candidate.proofs)) == (True, 2)
 
 
+LATE = """mark = 'late'
+import os
+late = {} if 'TINY_MENDED' in os.environ else {'wrong': '3 of 64 values differ'}
+"""
+"""A wheel that only the long checks find wrong."""
+FULL = """
+[smoke.full]
+checks = ["side-stream"]
+min_cosine = 0.998
+max_relative_l2 = 0.0625
+max_lse_error = 0.1
+lengths = [503]
+every_length_to = 65
+long = 131072
+[[smoke.full.call]]
+call = "tinyattn:attn"
+"""
+
+
+def with_long_checks(machine: Machine) -> None:
+    manifest = Path(machine.settings.sage_manifest)
+    manifest.write_text(manifest.read_text() + FULL)
+
+
+def test_what_the_long_checks_find_is_marked(rtx: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """And a pass of the short ones, which saw nothing before, does not take it back."""
+    with_long_checks(rtx)
+    publish(rtx, python=LATE)
+    auto.auto(rtx.job())
+    assert (rtx.import_version(), latest(rtx)["wheel_file"]) == ("late", GOOD)
+    with pytest.raises(SmokeFailed) as caught:
+        steps.do_smoke(rtx.job(), long=True)
+    what = "side-stream of attn: head_dim 64: 3 of 64 values differ"
+    assert str(caught.value).startswith(f"smoke failed: GPU 0 (NVIDIA GeForce RTX 5090): {what}. ")
+    assert (rtx.import_version(), latest(rtx)) == ("none", {})
+    (mark,) = marks(store(rtx))
+    assert (mark["arch"], mark["reason"], mark["full"]) == ("12.0", what, True)
+    job = rtx.job()
+    steps.do_verify(job, steps.choose(job, GOOD))
+    for _ in range(2):
+        steps.do_smoke(rtx.job())
+    (verdict,) = rtx.job().verdicts()
+    assert (verdict.fits, marks(store(rtx)), len(verdict.candidate.proofs)) == (False, [mark], 1)
+    capsys.readouterr()
+    steps.do_smoke(rtx.job(environ={**rtx.settings.environ, "TINY_MENDED": "1"}), long=True)
+    assert f"[smoke] {GOOD} was known to be bad here, which is taken back" in capsys.readouterr().out.splitlines()
+    (verdict,) = rtx.job().verdicts()
+    assert (verdict.fits, marks(store(rtx)), latest(rtx)["wheel_file"]) == (True, [], GOOD)
+    assert [proof.raw.get("full") for proof in verdict.candidate.proofs] == [None, ["side-stream"]]
+
+
+def test_what_keeps_the_long_checks_from_being_made_marks_nothing(rtx: Machine) -> None:
+    with_long_checks(rtx)
+    publish(rtx, python="mark = 'late'\nlate = {'error': 'RuntimeError: Failed to find C compiler.'}\n")
+    auto.auto(rtx.job())
+    with pytest.raises(SmokeFailed, match=r"side-stream of attn: head_dim 64: RuntimeError: Failed to find C compiler"):
+        steps.do_smoke(rtx.job(), long=True)
+    assert "known_bad" not in json.loads((store(rtx) / "index.json").read_text())
+    assert rtx.job().verdicts()[0].fits
+
+
 def test_a_named_wheel_is_tried_again_with_a_warning(rtx: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     publish(rtx)
     smoke_fails(rtx)

@@ -230,7 +230,7 @@ DEFECTS = {
     "an infinite scale of a constant channel": "0012-quantise-constant-channels.patch",
     "scales read from behind their tensor": "0013-end-the-causal-loop-at-the-last-key.patch",
 }
-"""What is wrong with SageAttention 2.2.0, and what mends it. Defect 7, the spelling of archs, is mended in sagewheels."""
+"""What is wrong with SageAttention 2.2.0, and what mends it. Defect 7, how archs are spelled, is mended elsewhere."""
 CORE = "sageattention/core.py"
 
 

@@ -44,6 +44,17 @@ DATA: dict[str, Any] = {
     },
 }
 BAD = {"sha256": "ab" * 32, "reason": "leaks"}
+FULL: dict[str, Any] = {
+    "checks": ["lengths"],
+    "min_cosine": 0.998,
+    "max_relative_l2": 0.0625,
+    "max_lse_error": 0.1,
+    "lengths": [503],
+    "every_length_to": 65,
+    "long": 131072,
+    "call": [{"call": "thing:attn"}, {"call": "thing:other", "arguments": {"accum": "fp32"}, "archs": ["9.0"]}],
+    "known": [{"check": "lengths", "call": "thing:attn", "why": "22 bits"}],
+}
 MISSING = object()
 
 
@@ -327,3 +338,66 @@ def test_the_arguments_of_smoke_are_plain_values() -> None:
     line = "thing.toml: smoke.arguments.topk must be text, a number or a boolean."
     assert refused("smoke/arguments", {"topk": [1.0]}) == line
     assert refused("smoke/arguments", 1.0) == "thing.toml: smoke.arguments must be dict, not float."
+
+
+def full(key: str = "", value: object = MISSING) -> dict[str, Any]:
+    """FULL with one key changed, or taken out."""
+    changed = {**copy.deepcopy(FULL), key: value}
+    return {name: item for name, item in changed.items() if name and item is not MISSING}
+
+
+def test_the_long_checks_are_handed_on_as_they_are() -> None:
+    assert parsed("smoke/full", full()).smoke["full"] == FULL
+    assert parsed("smoke/full", full("known")).smoke["full"] == full("known")
+    assert "full" not in parsed().smoke
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("checks", MISSING, "checks is missing"),
+        ("checks", [], "checks is empty: then nothing would be tried"),
+        ("checks", ["lengths", 1], "checks must be a list of text"),
+        ("min_cosine", MISSING, "min_cosine must be a number from 0 to 1"),
+        ("max_relative_l2", "0.1", "max_relative_l2 must be a number from 0 to 1"),
+        ("max_lse_error", 1.5, "max_lse_error must be a number from 0 to 1"),
+        ("lengths", [], "lengths is empty: then nothing would be tried"),
+        ("every_length_to", 0, "every_length_to must be positive"),
+        ("long", 1.5, "long must be int, not float"),
+        ("call", MISSING, "call is missing"),
+        ("call", [], "call is empty: then nothing would be tried"),
+        ("call", [1], "call[1] is not a table"),
+        ("call", [{}], "call[1].call is missing"),
+        ("call", [FULL["call"][0], {"call": "attn"}], "call[2].call must be module:function"),
+        ("call", [{"call": "a:b", "archs": "9.0"}], "call[1].archs must be list, not str"),
+        (
+            "call",
+            [{"call": "a:b", "arguments": {"heads": [1]}}],
+            "call[1].arguments.heads must be text, a number or a boolean",
+        ),
+        ("call", [{"call": "a:b", "layout": "HND"}], "call[1].layout is not a key that build manifests have"),
+        ("known", [{"check": "long", "call": "a:b"}], "known[1].why is missing"),
+        ("known", [{"why": "x", "call": "a:b"}], "known[1].check is missing"),
+        ("known", [{"why": "x", "check": "long", "call": ":b"}], "known[1].call must be module:function"),
+        (
+            "known",
+            [{"why": "x", "check": "long", "call": "a:b", "archs": ["9.0"]}],
+            "known[1].archs is not a key that build manifests have",
+        ),
+        ("chekcs", ["lengths"], "chekcs is not a key that build manifests have"),
+    ],
+)
+def test_an_error_in_the_long_checks_names_file_and_key(key: str, value: object, line: str) -> None:
+    assert refused("smoke/full", full(key, value)) == f"thing.toml: smoke.full.{line}."
+
+
+def test_an_arch_that_is_built_alone() -> None:
+    """9.0a beside another arch, where one list of archs serves all extensions."""
+    both = arch.parse_list("9.0;12.0")
+    assert parsed().cubins_for(both) == both
+    alone = parsed("arch/9.0/alone", value=True)
+    assert alone.cubins_for(both[:1]) == both[:1]
+    with pytest.raises(UsageError) as caught:
+        alone.cubins_for(both)
+    assert str(caught.value) == "9.0 cannot be built together with another arch. Name one with --arch."
+    assert refused("arch/9.0/alone", "yes") == "thing.toml: arch.9.0.alone must be bool, not str."

@@ -29,6 +29,10 @@ def sage() -> Recipe:
 
 @pytest.fixture
 def found(tmp_path: Path) -> Target:
+    return target_in(tmp_path)
+
+
+def target_in(tmp_path: Path) -> Target:
     """A target whose package lies in a real folder."""
     site = tmp_path / "target" / "site-packages"
     (site / "sageattention").mkdir(parents=True)
@@ -345,13 +349,15 @@ Prints = Callable[[str], Target]
 def prints(found: Target) -> Prints:
     """Makes the target's interpreter a script with this text, in place of a Python."""
 
-    def make(script: str) -> Target:
-        found.python.parent.mkdir()
-        found.python.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-        found.python.chmod(0o755)
-        return found
+    return lambda script: printing(found, script)
 
-    return make
+
+def printing(found: Target, script: str) -> Target:
+    """The target, with this script in place of its interpreter."""
+    found.python.parent.mkdir()
+    found.python.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    found.python.chmod(0o755)
+    return found
 
 
 def settings(tmp_path: Path, **environ: str) -> Settings:
