@@ -43,7 +43,7 @@ def describe(settings: Settings, plan: Plan, tree: Checkout, key: str, found: wh
         "torch_abi": max(item.abi for item in found.extensions.values()) or None,
         "target_arch": arch.join(plan.archs),
         "cudaarchs": ";".join(one.plain.number for one in plan.archs),
-        "archs": [str(one) for one in found.archs],
+        "archs": [str(one) for one in plan.recipe.archs_of(found.held)],
         "extensions": {name: [str(one) for one in item.archs] for name, item in sorted(found.extensions.items())},
         "glibc": found.glibc or None,
         "required_min_cuda": max((rule.min_cuda for rule in plan.rules), key=lambda text: [*map(int, text.split("."))]),

@@ -155,10 +155,17 @@ class Job:
             glibc=self.host.glibc,
             source=self.source,
             patches=_names(self.recipe),
+            modules=_modules(self.recipe),
             allow_unknown=self.settings.allow_unsafe_wheel,
             known_bad=bad.by_name((*by_people, *(() if named else self.recorded()))),
             also=tuple(
-                Origin(source=one.source.commit, version=self._expected(one), patches=_names(one)) for one in self.also
+                Origin(
+                    source=one.source.commit,
+                    version=self._expected(one),
+                    patches=_names(one),
+                    modules=_modules(one),
+                )
+                for one in self.also
             ),
         )
 
@@ -225,6 +232,11 @@ class Job:
         digest = hashlib.sha256(prefix.encode()).hexdigest()[:16]
         with _locked(Path(tempfile.gettempdir()) / f"sagewheels-{os.getuid()}-{digest}.lock", prefix):
             yield
+
+
+def _modules(one: Recipe) -> dict[Arch, tuple[str, ...]]:
+    """The extension modules that each arch needs."""
+    return {gpu: rule.extensions for gpu, rule in one.archs.items()}
 
 
 def _names(one: Recipe) -> frozenset[str]:

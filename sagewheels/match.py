@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from packaging.version import InvalidVersion, Version
 
 from sagewheels import bad
-from sagewheels.arch import Arch
+from sagewheels.arch import Arch, parse_list
 from sagewheels.bad import Marks
+from sagewheels.errors import UsageError
 from sagewheels.manifest import WheelManifest
+
+Modules = Mapping[Arch, tuple[str, ...]]
+"""The extension modules that a GPU of each arch needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,7 @@ class Origin:
     source: str
     version: str
     patches: frozenset[str]
+    modules: Modules = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,8 @@ class Wanted:
     """The facts that decide: the package, the target's tags and stack, the GPUs' archs.
 
     `version` empty means any; `source` is the pinned commit, or the ref that was asked for instead of it; `patches`
-    are the names of the series; `allow_unknown` accepts a manifest that leaves facts out, never one that contradicts;
+    are the names of the series; `modules` are those that a GPU needs, where that is known; `allow_unknown` accepts a
+    manifest that leaves facts out, never one that contradicts;
     `known_bad` are the marks against wheels; a wheel that was built from one of `also` is held against that one's
     source, version and patches.
     """
@@ -44,6 +50,7 @@ class Wanted:
     glibc: str
     source: str = ""
     patches: frozenset[str] = frozenset()
+    modules: Modules = field(default_factory=dict)
     allow_unknown: bool = False
     known_bad: Marks = field(default_factory=dict)
     also: tuple[Origin, ...] = ()
@@ -112,7 +119,7 @@ def _of_its_source(candidate: WheelManifest, wanted: Wanted) -> Wanted:
     commit = candidate.data.get("built_from_commit")
     for one in wanted.also:
         if one.source == commit:
-            return replace(wanted, source=one.source, version=one.version, patches=one.patches)
+            return replace(wanted, source=one.source, version=one.version, patches=one.patches, modules=one.modules)
     return wanted
 
 
@@ -165,6 +172,24 @@ def _archs(candidate: WheelManifest, wanted: Wanted, unknown: list[str]) -> Iter
     if missing:
         has = ", ".join(map(str, candidate.archs))
         yield f"it holds code for {has}, which does not run on {', '.join(map(str, missing))}"
+        return
+    listed = candidate.data.get("extensions")
+    if not isinstance(listed, dict):
+        return
+    for gpu in wanted.archs:
+        # A cubin of 8.0 runs on 8.9, but a wheel for 8.0 lacks the module with the kernels of 8.9.
+        lacking = [name for name in wanted.modules.get(gpu, ()) if not _runs(listed.get(name), gpu)]
+        if lacking:
+            yield f"its {', '.join(lacking)} holds no code for {gpu}"
+
+
+def _runs(listed: object, gpu: Arch) -> bool:
+    """Whether a module with this list of archs, as the manifest has it, holds a cubin that runs on the GPU."""
+    try:
+        held = parse_list(";".join(listed)) if isinstance(listed, list) else ()
+    except (TypeError, UsageError):
+        return False
+    return any(one.runs_on(gpu) for one in held if not one.ptx)
 
 
 @lru_cache(maxsize=1024)

@@ -121,6 +121,19 @@ class Recipe:
         ptx = {rule.cubin.plain for rule, one in zip(rules, archs, strict=True) if one.ptx}
         return tuple(sorted({replace(rule.cubin.plain, ptx=rule.cubin.plain in ptx) for rule in rules}))
 
+    def archs_of(self, held: Mapping[str, Sequence[Arch]]) -> tuple[Arch, ...]:
+        """The archs that a wheel serves whose modules hold these: each module that the arch needs has its cubin.
+
+        PTX counts where each of those modules has it too.
+        """
+        found = set()
+        for rule in self.archs.values():
+            modules = [set(held.get(name, ())) for name in rule.extensions]
+            for one in (rule.cubin, replace(rule.cubin, ptx=True)):
+                if all(one in module for module in modules):
+                    found.add(one)
+        return tuple(sorted(found))
+
     def nvcc(self, cuda: str) -> tuple[str, ...]:
         """The flags for an nvcc of this CUDA version: those for all, and those that it is new enough for."""
         newer = [flags for since, flags in self.nvcc_flags_since.items() if Version(since) <= Version(cuda)]

@@ -116,11 +116,12 @@ def do_verify(job: Job, made: Made) -> None:
         ui.say("verify", f"would check {path.name} and install it in {job.target.prefix}")
         return
     # fetch, choose and auto pass over what smoke found bad: it only comes here when the user named it.
-    found = verify.check(path, manifest, job.wanted(here=True, named=True), job.recipe_of(manifest))
-    archs = ", ".join(map(str, found.archs))
+    recipe = job.recipe_of(manifest)
+    found = verify.check(path, manifest, job.wanted(here=True, named=True), recipe)
+    archs = ", ".join(map(str, recipe.archs_of(found.held)))
     checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
     ui.say("verify", f"{path.name}: {checked}RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised")
-    job.target = installed.install(job.settings, job.target, job.recipe_of(manifest), path, found.sha256)
+    job.target = installed.install(job.settings, job.target, recipe, path, found.sha256)
 
 
 def do_build(job: Job, *, force: bool = False) -> Made | None:

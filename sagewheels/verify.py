@@ -69,7 +69,7 @@ def _binaries(found: Wheel, manifest: WheelManifest, wanted: Wanted, recipe: Rec
                 what = f"{name} holds {real.get(name, 'nothing')}, its manifest says {claimed.get(name, 'nothing')}"
                 raise Refused(f"{found.path.name}: {what}")
     for gpu in wanted.archs:
-        rule = next((one for one in recipe.archs.values() if one.cubin.runs_on(gpu)), None)
+        rule = recipe.archs.get(gpu) or next((one for one in recipe.archs.values() if one.cubin.runs_on(gpu)), None)
         for name in rule.extensions if rule else ():
             have = found.extensions[name].archs if name in found.extensions else ()
             if not any(one.runs_on(gpu) for one in have if not one.ptx):

@@ -60,10 +60,9 @@ class Wheel:
     extensions: Mapping[str, Extension]
 
     @property
-    def archs(self) -> tuple[Arch, ...]:
-        """The archs, and PTX versions, that every extension with CUDA code has."""
-        have = [set(item.archs) for item in self.extensions.values() if item.archs]
-        return tuple(sorted(set.intersection(*have))) if have else ()
+    def held(self) -> Mapping[str, tuple[Arch, ...]]:
+        """The archs of the cubins, PTX included, in each extension module."""
+        return {name: item.archs for name, item in self.extensions.items()}
 
     @property
     def glibc(self) -> str:

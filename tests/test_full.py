@@ -213,9 +213,9 @@ def test_the_table_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_manifest_without_long_checks_is_refused(found: Target) -> None:
-    line = "sageattention-2.2.0-abi3.toml has no table smoke.full. Run smoke without --full."
+    line = "demo.toml has no table smoke.full. Run smoke without --full."
     with pytest.raises(UsageError) as caught:
-        full.run(Settings(), recipe.load("sageattention-2.2.0-abi3"), found, ONE, BEFORE)
+        full.run(Settings(), recipe.load("demo"), found, ONE, BEFORE)
     assert str(caught.value) == line
 
 

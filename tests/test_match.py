@@ -11,6 +11,7 @@ import pytest
 from packaging import tags
 
 from sagewheels import arch, bad
+from sagewheels.arch import Arch
 from sagewheels.manifest import WheelManifest, parse
 from sagewheels.match import Verdict, Wanted, judge, rank
 
@@ -394,3 +395,20 @@ def test_many_marks_cost_little() -> None:
     started = time.monotonic()
     assert not any(judge(one, wanted).fits for one in candidates)
     assert time.monotonic() - started < 1
+
+
+def test_a_wheel_without_the_module_of_this_gpu_is_rejected() -> None:
+    """A cubin of 8.0 runs on 8.9, where the source's kernels are in another module."""
+    held = {"_fused": ["8.0"], "_qattn_sm80": ["8.0"]}
+    candidate = wheel(archs=["8.0"], extensions=held)
+    needs = {Arch(8, 0): ("_fused", "_qattn_sm80"), Arch(8, 9): ("_fused", "_qattn_sm80", "_qattn_sm89")}
+    ada = replace(HERE, archs=(Arch(8, 9),), modules=needs)
+    assert judge(candidate, ada).reasons == ("its _qattn_sm89 holds no code for 8.9",)
+    assert judge(candidate, replace(ada, archs=(Arch(8, 0),))).fits
+    assert judge(wheel(archs=["8.0"], extensions=None), ada).fits, "an old manifest does not say: verify will look"
+
+
+@pytest.mark.parametrize("odd", [None, "8.9", [1], ["x"], [], {"8.9": 1}])
+def test_odd_lists_of_archs_of_a_module_are_no_code(odd: object) -> None:
+    ada = replace(HERE, archs=(Arch(8, 9),), modules={Arch(8, 9): ("_fused",)})
+    assert judge(wheel(archs=["8.9"], extensions={"_fused": odd}), ada).reasons == ("its _fused holds no code for 8.9",)

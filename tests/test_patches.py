@@ -28,6 +28,7 @@ from sagewheels.resources import ROOT
 
 MANIFESTS = sorted((ROOT / "manifests").glob("*.toml"))
 PATCHES = [patch for path in MANIFESTS for patch in recipe.load(str(path)).patches]
+ABI3 = "sageattention-2.2.0-abi3"
 HEADS = ("Symptom", "Cause", "Reference", "Proof")
 
 
@@ -38,9 +39,9 @@ def inserted(patch: Patch, file: str) -> str:
     return textwrap.dedent("\n".join(lines))
 
 
-def named(part: str) -> Patch:
-    """The one shipped patch with this in its name."""
-    (found,) = [patch for patch in PATCHES if part in patch.file]
+def named(part: str, of: str = "sageattention-2.2.0") -> Patch:
+    """The one patch of this manifest with this in its name."""
+    (found,) = [patch for patch in recipe.load(of).patches if part in patch.file]
     return found
 
 
@@ -133,14 +134,14 @@ def test_cxx_standard_the_flag_lists_name_none() -> None:
 
 def test_every_kernel_is_built_for_every_arch_that_has_it() -> None:
     """setup.py asks for extensions by their lowest arch, and gives each a list of archs to compile for."""
-    (file,) = [file for file, _, _ in source.anchors(named("every-kernel"))]
+    (file,) = [file for file, _, _ in source.anchors(named("every-kernel", ABI3))]
     assert file == "setup.py"
     asked: list[str] = []
     module: dict[str, Any] = {
         "has_capability": lambda target: any(one.startswith(target) for one in asked),
         "get_nvcc_flags": lambda allowed: [one for one in asked if one in allowed],
     }
-    exec(inserted(named("every-kernel"), file), module)
+    exec(inserted(named("every-kernel", ABI3), file), module)
     has, flags = module["has_capability"], module["get_nvcc_flags"]
     sm80, sm89, sm90 = ("8.0", "8.6", "8.7"), ("8.9", "10.0", "12.0", "12.1"), "9.0"
     for archs, made in {
@@ -165,11 +166,11 @@ def test_every_kernel_is_built_for_every_arch_that_has_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "package", "category", "words"),
+    ("patch", "package", "category", "words"),
     [
-        ("module-is-broken", "patched", RuntimeWarning, "_qattn_sm90 is installed and cannot be used: "),
+        (named("module-is-broken"), "patched", RuntimeWarning, "_qattn_sm90 is installed and cannot be used: "),
         (
-            "cannot-be-loaded",
+            named("cannot-be-loaded", ABI3),
             "stable",
             UserWarning,
             "stable._qattn_sm90 cannot be loaded, its kernels are not available: ",
@@ -177,12 +178,12 @@ def test_every_kernel_is_built_for_every_arch_that_has_it() -> None:
     ],
 )
 def test_an_extension_that_cannot_be_loaded_says_why(
-    part: str, package: str, category: type[Warning], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    patch: Patch, package: str, category: type[Warning], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is absent (8.9 here) is no news."""
-    (file,) = [file for file, _, _ in source.anchors(named(part))]
+    (file,) = [file for file, _, _ in source.anchors(patch)]
     assert file == "sageattention/core.py"
-    helper, *calls = inserted(named(part), file).split("    _warn_if_broken(")
+    helper, *calls = inserted(patch, file).split("    _warn_if_broken(")
     assert [call.strip() for call in calls] == ['"_qattn_sm80")', '"_qattn_sm89")', '"_qattn_sm90")']
     folder = tmp_path / package
     folder.mkdir()
@@ -277,8 +278,8 @@ class Cuda:
         return self.current
 
     @contextlib.contextmanager
-    def device(self, index: int) -> Iterator[None]:
-        before, self.current = self.current, index
+    def device(self, wanted: Any) -> Iterator[None]:
+        before, self.current = self.current, getattr(wanted, "index", wanted)
         try:
             yield
         finally:
@@ -314,6 +315,28 @@ def test_the_callers_device_comes_back() -> None:
 
 def test_cuda_is_not_initialised_to_keep_a_device() -> None:
     assert kept(Cuda(0, initialized=False), lambda x: x + 1)(1) == 2
+
+
+@pytest.mark.parametrize(
+    ("here", "place", "traces", "runs_on"),
+    [(0, 1, False, 1), (1, 1, False, 1), (0, 1, True, 0), (0, None, False, 0)],
+)
+def test_triton_launches_on_the_device_of_the_tensors(
+    here: int, place: int | None, runs_on: int, *, traces: bool
+) -> None:
+    """On the stable ABI the C++ entries see to themselves; while torch.compile traces, nothing is launched."""
+    cuda, seen = Cuda(here), list[int]()
+    compiler = types.SimpleNamespace(is_compiling=lambda: traces)
+    definition, *decorated = inserted(named("device-of-the-tensors", ABI3), CORE).split("@_on_its_device")
+    assert [text.strip() for text in decorated] == [""] * 5
+    module: dict[str, Any] = {"torch": types.SimpleNamespace(cuda=cuda, compiler=compiler)}
+    exec(definition, module)
+    device = types.SimpleNamespace(index=place)
+    q = types.SimpleNamespace(is_cuda=place is not None, device=device)
+    call = module["_on_its_device"](lambda q, *others: seen.append(cuda.current))
+    call(q, "k", "v")
+    call(q=q)
+    assert (seen, cuda.current) == ([runs_on] * 2, here)
 
 
 def test_rows_that_are_not_loaded_are_zero_in_one_file_only() -> None:
@@ -427,12 +450,20 @@ def test_setup_knows_the_neighbours(capability: str, found: tuple[bool, bool, st
     assert (module["HAS_SM80"], module["HAS_SM89"], module["num"]) == found
 
 
-def test_every_launch_is_checked() -> None:
-    patch = named("every-launch")
-    places = [place for file, _, _ in source.anchors(patch) for place in hunks(patch, file)]
-    assert places.count("#include <c10/cuda/CUDAException.h>\n") == 1
-    checks = [place for place in places if not place.startswith("#include")]
-    assert checks == ["C10_CUDA_KERNEL_LAUNCH_CHECK();\n"] * 21
+@pytest.mark.parametrize(
+    ("of", "check", "needs"),
+    [
+        ("sageattention-2.2.0", "C10_CUDA_KERNEL_LAUNCH_CHECK();\n", "#include <c10/cuda/CUDAException.h>"),
+        (ABI3, "check_launch();\n", "inline void check_launch() {"),
+    ],
+)
+def test_every_launch_is_checked(of: str, check: str, needs: str) -> None:
+    """There are as many launches, and the one other insertion is what the checks are made of."""
+    patch = named("every-launch", of)
+    places = {file: hunks(patch, file) for file, _, _ in source.anchors(patch)}
+    (made_of,) = places.pop("csrc/utils.cuh")
+    assert needs in made_of.splitlines()
+    assert list(itertools.chain(*places.values())) == [check] * 21
 
 
 class Tensor(types.SimpleNamespace):
@@ -562,11 +593,12 @@ def test_the_fake_has_the_shapes_of_the_operator(layout: str | None, shape: tupl
     assert (out.shape, lse) == (shape, Tensor(shape=rows, dtype="float32", device="cuda:0"))
 
 
+@pytest.mark.parametrize("of", ["sageattention-2.2.0", ABI3])
 @pytest.mark.parametrize("file", ["attn_qk_int8_per_block_causal", "attn_qk_int8_per_block_causal_varlen"])
 @pytest.mark.parametrize(("hi", "kv_len", "end"), [(128, 49, 49), (128, 128, 128), (256, 1000, 256)])
-def test_the_causal_loop_ends_at_the_last_key(file: str, hi: int, kv_len: int, end: int) -> None:
+def test_the_causal_loop_ends_at_the_last_key(of: str, file: str, hi: int, kv_len: int, end: int) -> None:
     module = {"tl": types.SimpleNamespace(minimum=min), "hi": hi, "kv_len": kv_len}
-    exec(inserted(named("causal-loop"), f"sageattention/triton/{file}.py"), module)
+    exec(inserted(named("causal-loop", of), f"sageattention/triton/{file}.py"), module)
     assert module["hi"] == end
 
 

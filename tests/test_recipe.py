@@ -401,3 +401,14 @@ def test_an_arch_that_is_built_alone() -> None:
         alone.cubins_for(both)
     assert str(caught.value) == "9.0 cannot be built together with another arch. Name one with --arch."
     assert refused("arch/9.0/alone", "yes") == "thing.toml: arch.9.0.alone must be bool, not str."
+
+
+def test_archs_of_a_wheel_are_those_that_all_needed_modules_hold() -> None:
+    sage = recipe.load("sageattention-2.2.0")
+    both = arch.parse_list("8.0;9.0a;12.0")
+    held = {"_fused": both, "_qattn_sm80": both, "_qattn_sm89": arch.parse_list("9.0a;12.0"), "_qattn_sm90": both[1:2]}
+    assert sage.archs_of(held) == both, "_qattn_sm90 is for 9.0 alone"
+    assert sage.archs_of({**held, "_qattn_sm90": ()}) == arch.parse_list("8.0;12.0")
+    assert sage.archs_of({}) == ()
+    ptx = arch.parse_list("12.0;12.0+PTX")
+    assert sage.archs_of(dict.fromkeys(("_fused", "_qattn_sm80", "_qattn_sm89"), ptx)) == ptx
