@@ -71,7 +71,7 @@ class Verdict:
 
 def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
     """Every reason against one candidate, each naming what the wheel has and what is here."""
-    wanted = _of_its_source(candidate, wanted)
+    asked, wanted = wanted, _of_its_source(candidate, wanted)
     unknown: list[str] = []
     reasons = [
         *_package(candidate, wanted),
@@ -82,6 +82,7 @@ def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
         *_glibc(candidate, wanted),
         *_source(candidate, wanted),
         *_patches(candidate, wanted),
+        *(_stand_in(candidate, wanted) if wanted is not asked else ()),
         *bad.against(candidate, wanted.archs, wanted.known_bad),
     ]
     if not candidate.wheel_sha256:
@@ -220,6 +221,14 @@ def _patches(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
     missing = wanted.patches - {name for name in names if isinstance(name, str)}
     if missing:
         yield f"it was built without {', '.join(sorted(missing))}, and nothing has proven it"
+
+
+def _stand_in(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
+    """Nobody asked for this source: the short checks, which call one function, are not enough to take it unasked."""
+    proven = {proof.arch for proof in candidate.proofs if proof.raw.get("full")}
+    lacking = [str(one) for one in wanted.archs if str(one) not in proven]
+    if lacking:
+        yield f"it is from another source, and smoke --full has not proven it on arch {', '.join(lacking)}"
 
 
 @lru_cache(maxsize=4096)

@@ -21,8 +21,13 @@ from tests.wheels import RTX, VERSION, Machine
 
 TAG = f"cp310-abi3-linux_{platform.machine()}"
 OURS, THEIRS = "a" * 40, "b" * 40
-STABLE: dict[str, Any] = {"stable_abi": {"torch": "2.10"}, "built_from_commit": THEIRS, "torch_version": "2.11.0+cu130"}
-PROOF = {"gpu": "NVIDIA GeForce RTX 5090", "arch": "12.0", "at_utc": "2026-01-02T00:00:00Z"}
+PROOF = {"gpu": "NVIDIA GeForce RTX 5090", "arch": "12.0", "at_utc": "2026-01-02T00:00:00Z", "full": ["lengths"]}
+STABLE: dict[str, Any] = {
+    "stable_abi": {"torch": "2.10"},
+    "built_from_commit": THEIRS,
+    "torch_version": "2.11.0+cu130",
+    "proofs": [PROOF],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -166,18 +171,32 @@ def test_a_python_without_that_abi(minor: int, free_threaded: bool, native: str)
 
 def test_everything_else_is_held_against_it_as_against_any() -> None:
     wrong = manifest(cuda_version="12.8", archs=["9.0a"], glibc="2.41", patches=[])
-    assert judge(wrong, HERE).reasons == (
+    assert judge(wrong.updated(proofs=[]), HERE).reasons == (
         "it was built for CUDA 12.8, the target's torch has CUDA 13.2",
         "it holds code for 9.0a, which does not run on 12.0",
         "it needs glibc 2.41, this machine has 2.36",
         "it was built without 0001-theirs.patch, and nothing has proven it",
+        "it is from another source, and smoke --full has not proven it on arch 12.0",
     )
 
 
+def test_nobody_is_handed_another_source_that_only_the_short_checks_have_proven() -> None:
+    """They call one function; a wheel of that very source, which the user built, needs no more than they say."""
+    reason = "it is from another source, and smoke --full has not proven it on arch 12.0"
+    short = {key: value for key, value in PROOF.items() if key != "full"}
+    for proofs in ([], [short], [{**PROOF, "arch": "9.0"}], [{**PROOF, "full": []}]):
+        assert judge(manifest(**MENDED, proofs=proofs), HERE).reasons == (reason,)
+    asked = replace(HERE, source=THEIRS, patches=frozenset({"0001-theirs.patch"}), also=())
+    assert judge(manifest(**MENDED, proofs=[]), asked).fits
+    two = replace(HERE, archs=arch.parse_list("8.9;12.0"))
+    both = manifest(**MENDED, archs=["8.9", "12.0a"])
+    assert judge(both, two).reasons == (reason.replace("12.0", "8.9"),)
+
+
 def test_each_source_has_its_own_patches() -> None:
-    without = manifest(patches=[])
+    asked = replace(HERE, source=THEIRS, patches=frozenset({"0001-theirs.patch"}), also=())
     reason = "it was built without 0001-theirs.patch, and nothing has proven it"
-    assert judge(without, HERE).reasons == (reason,)
+    assert judge(manifest(patches=[], proofs=[]), asked).reasons == (reason,)
     assert judge(manifest(patches=[], proofs=[PROOF]), HERE).reasons == ()
 
 
@@ -202,8 +221,7 @@ def test_the_order_of_those_that_fit() -> None:
     order = [
         manifest(**{**exact, "proofs": [PROOF]}),
         manifest(**MENDED, proofs=[PROOF]),
-        manifest(**exact),
-        manifest(**MENDED),
+        manifest(**{**exact, "proofs": []}),
     ]
     assert [verdict.candidate for verdict in rank(reversed(order), HERE)] == order
     assert all(verdict.fits for verdict in rank(order, HERE))
@@ -348,7 +366,7 @@ def exact(here: Machine, **changes: Any) -> steps.Made:
 def test_fetch_takes_an_exact_wheel_first(tmp_path: Path) -> None:
     here = machine(tmp_path)
     publish(here, made(tmp_path))
-    best = publish(here, exact(here))
+    best = publish(here, exact(here, proofs=[PROOF]))
     assert fetch.fetch(here.job())[1] == best
 
 
@@ -361,7 +379,7 @@ def test_fetch_takes_a_stable_one_where_nothing_is_exact(tmp_path: Path, capsys:
     job = here.job()
     assert fetch.fetch(job)[1] == only
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"[fetch] {only.wheel_file} fits, a candidate, not proven yet; made by tiny-abi3"
+    assert said[0] == f"[fetch] {only.wheel_file} fits, proven on {PROOF['gpu']}; made by tiny-abi3"
     assert job.recipe.file.stem == "tiny", "what would be built"
     assert job.recipe_of(only).file.stem == "tiny-abi3"
     assert fetch.fetch(here.job(sage_manifest=str(job.recipe_of(only).file)))[1] == only
