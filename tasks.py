@@ -24,6 +24,7 @@ _HELP = {
     "dry_run": "print the plan with the reason for each step, change nothing",
     "wheel": "a wheel of the wheelhouse (default: the best fit there)",
     "force": "compile even when the wheelhouse has this build key",
+    "full": "also the long checks: streams, graphs, odd lengths, a second GPU, torch.compile (minutes)",
     "rebuild": "compile even when a wheel fits",
     "all": "also the wheelhouse and the logs",
 }
@@ -168,18 +169,23 @@ def upload(
         steps.do_upload(job, steps.choose(job, wheel), asked=True)
 
 
-@task(help=_flags("python", "store", "manifest", "dry_run"))
+@task(help=_flags("python", "store", "manifest", "full", "dry_run"))
 def smoke(
-    c: Context, python: str | None = None, store: str | None = None, manifest: str | None = None, dry_run: bool = False
+    c: Context,
+    python: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    full: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """4. Run the installed kernels on every GPU against a reference; put the machine back if they are wrong (exit 6).
 
-    Example: invoke smoke
+    Example: invoke smoke --full
     """
     from sagewheels import steps
 
     with run.job(c, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
-        steps.do_smoke(job)
+        steps.do_smoke(job, long=full)
 
 
 @task(name="init-hf", help=_flags("store", "dry_run"))

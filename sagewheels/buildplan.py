@@ -136,7 +136,7 @@ def prepare(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target:
 
     Raises UsageError with the remedy.
     """
-    recipe.refuse_mixed(archs)
+    archs = recipe.cubins_for(archs)
     rules = tuple(recipe.rules(archs))
     kit = toolkit.find(settings, target, recipe, rules)
     return Plan(

@@ -71,7 +71,7 @@ def _machine(job: Job) -> Iterator[Check]:
 def _archs(job: Job) -> Check:
     archs = ", ".join(map(str, job.archs))
     try:
-        job.recipe.refuse_mixed(job.archs)
+        job.recipe.rules(job.archs)
     except UsageError as error:
         return Check(what="archs", standing="bad", found=f"{archs}: {error.what}", remedy=error.remedy)
     return Check(what="archs", standing="ok", found=archs)

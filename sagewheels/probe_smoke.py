@@ -1,9 +1,10 @@
 """Runs the kernels of an installed package and prints what they computed, as one JSON line.
 
 Runs in the target's interpreter (CPython >= 3.9), from an empty directory, with torch and the package alone.
-argv[1]: {"package", "extensions", "call", "kernels": {arch: name}, "smoke": the [smoke] table of the manifest}.
+argv[1]: {"package", "extensions", "call", "smoke": the [smoke] table of the manifest}.
 """
 
+import functools
 import importlib
 import itertools
 import json
@@ -68,7 +69,9 @@ def compare(torch, out, want):
     norm = want.norm(dim=1)
     cosine = (out * want).sum(1) / (out.norm(dim=1) * norm).clamp_min(1e-30)
     l2 = (out - want).norm(dim=1) / norm.clamp_min(1e-30)
-    number = lambda x: float(x) if finite else None  # noqa: E731  NaN is not JSON
+    # Finite noise can be so large that its square is not; NaN and infinity are not JSON.
+    finite = finite and bool(torch.isfinite(cosine).all() and torch.isfinite(l2).all())
+    number = lambda x: float(x) if finite else None  # noqa: E731
     return {"finite": finite, "cosine": number(cosine.min()), "relative_l2": number(l2.max())}
 
 
@@ -157,10 +160,12 @@ def main():
     module, _, name = order["call"].partition(":")
     call = getattr(sys.modules.get(module), name, None)
     if call is not None and torch.cuda.is_available():
+        call = functools.partial(call, **order["smoke"].get("arguments", {}))
         found["gpus"] = [on_gpu(torch, call, index, order) for index in range(torch.cuda.device_count())]
     origin = getattr(sys.modules.get(order["package"]), "__file__", "")
     found.update(origin=origin, gpu_count=torch.cuda.device_count(), seconds=time.time() - started)
     print("\n" + json.dumps(found, allow_nan=False))
 
 
-main()
+if __name__ == "__main__":
+    main()

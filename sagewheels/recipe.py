@@ -6,7 +6,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,13 @@ class Recipe:
             raise UsageError(what, f"It knows {known}: name yours with --arch or TORCH_CUDA_ARCH_LIST")
         return [self.archs[one.plain] for one in archs]
 
-    def refuse_mixed(self, archs: Sequence[Arch]) -> None:
-        """Raises UsageError for an arch-specific cubin beside another: one list of archs serves all extensions."""
-        own = [str(rule.arch) for rule in self.rules(archs) if rule.cubin.suffix]
-        if own and len(archs) > 1:
-            raise UsageError(f"{own[0]} cannot be built together with another arch", "Name one with --arch")
+    def cubins_for(self, archs: Sequence[Arch]) -> tuple[Arch, ...]:
+        """The archs to compile for, each once: 12.0 for a GPU of 12.1 where the source's plain 12.0 cubin serves both.
+
+        Raises UsageError as `rules` does.
+        """
+        pairs = zip(self.rules(archs), archs, strict=True)
+        return tuple(sorted({replace(rule.cubin.plain, ptx=one.ptx) for rule, one in pairs}))
 
     def nvcc(self, cuda: str) -> tuple[str, ...]:
         """The flags for an nvcc of this CUDA version: those for all, and those that it is new enough for."""
@@ -166,16 +168,49 @@ def _units(table: _Table) -> int:
 
 def _smoke(table: _Table) -> Mapping[str, Any]:
     """The table as it is, after a look at every key that the probe and the verdict rely on."""
-    module, _, name = table.text("call").partition(":")
-    if not module or not name:
-        raise UsageError(f"{table.where('call')} must be module:function")
+    table.function("call")
     for key in ("min_cosine", "max_relative_l2"):
         table.number(key)
     for key in ("head_dims", "lengths", "dtypes", "layouts", "heads"):
         table.filled(key)
     table.filled("timed", empty=True)
+    _arguments(table)
+    full = table.table("full")
+    if full.data:
+        _full(full)
     table.nothing_left()
     return table.data
+
+
+def _full(table: _Table) -> None:
+    """A look at every key of the long checks."""
+    if not table.texts("checks"):
+        raise UsageError(f"{table.where('checks')} is empty: then nothing would be tried")
+    for key in ("min_cosine", "max_relative_l2", "max_lse_error"):
+        table.number(key)
+    table.filled("lengths")
+    for key in ("every_length_to", "long"):
+        table.whole(key)
+    for call in table.list_of_tables("call"):
+        call.function("call")
+        call.texts("archs", ())
+        _arguments(call)
+        call.nothing_left()
+    for known in table.list_of_tables("known") if "known" in table.data else []:
+        for key in ("check", "why"):
+            known.text(key)
+        known.function("call")
+        _arguments(known)
+        known.nothing_left()
+    table.nothing_left()
+
+
+def _arguments(table: _Table) -> None:
+    """Extra keyword arguments of a function: text, numbers or booleans."""
+    arguments = table.table("arguments")
+    for key, value in arguments.data.items():
+        if not isinstance(value, (str, int, float)):
+            raise UsageError(f"{arguments.where(key)} must be text, a number or a boolean")
 
 
 def _source(table: _Table) -> Source:
@@ -258,6 +293,13 @@ class _Table:
             raise UsageError(f"{self.where(key)} must be positive")
         return value
 
+    def function(self, key: str) -> str:
+        """The name of a function, `module:function`."""
+        module, _, name = self.text(key).partition(":")
+        if not module or not name:
+            raise UsageError(f"{self.where(key)} must be module:function")
+        return f"{module}:{name}"
+
     def release(self, key: str, default: str | None = None) -> str:
         """A version in numbers: 12.8."""
         return self._release(key, self.text(key, default))
@@ -294,6 +336,11 @@ class _Table:
     def table(self, key: str) -> _Table:
         """A table below this one, empty when it is missing."""
         return _Table(self._get(key, dict, {}) or {}, self._path, f"{self._key}{key}.")
+
+    def list_of_tables(self, key: str) -> list[_Table]:
+        """The tables of an array of tables; there must be at least one."""
+        self.filled(key)
+        return [_Table(item, self._path, f"{self._key}{key}[{place}].") for place, item in enumerate(self.data[key])]
 
     def tables(self) -> list[tuple[str, _Table]]:
         """Every table below this one; there must be at least one."""

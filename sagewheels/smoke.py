@@ -6,7 +6,7 @@ import datetime
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from sagewheels.target import Target
 _SECONDS = 900
 """A smoke that takes longer hangs: on an H200 the whole of it is done in well under a minute."""
 _NO_DRIVER = "libcuda.so.1"
+PROBES = ("smoke", "full")
+"""The long checks use what the short ones are made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,12 @@ class Outcome:
     failures: tuple[str, ...]
     proofs: tuple[dict[str, Any], ...]
     loaded_only: bool
+
+    def after(self, failures: Sequence[str], checks: Sequence[str]) -> Outcome:
+        """This outcome after more checks: the proofs name them, or are no proofs any more."""
+        if failures:
+            return replace(self, failures=tuple(failures), proofs=(), loaded_only=False)
+        return replace(self, proofs=tuple({**proof, "full": list(checks)} for proof in self.proofs))
 
     @property
     def words(self) -> str:
@@ -54,23 +62,27 @@ def run(settings: Settings, recipe: Recipe, found: Target, host: Host, extension
         "call": recipe.smoke["call"],
         "smoke": dict(recipe.smoke),
     }
-    answer = _ask(settings, found, order)
+    answer = ask(settings, found, "smoke", order, _SECONDS)
     outcome = judge(answer, recipe, host, found)
     for gpu in answer["gpus"]:
         show(gpu, recipe)
     return outcome
 
 
-def _ask(settings: Settings, found: Target, order: Mapping[str, Any]) -> dict[str, Any]:
+def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any], seconds: int) -> dict[str, Any]:
+    """What a probe prints when it runs in the target, from an empty directory, with the other probes beside it.
+
+    Raises SmokeFailed when that is no answer.
+    """
     with tempfile.TemporaryDirectory(prefix="sagewheels-smoke-") as name:
         folder = Path(name)
         (folder / "empty").mkdir()
-        script = folder / "sagewheels_smoke.py"
-        script.write_text(probe_source("smoke"), encoding="utf-8")
+        for each in PROBES:
+            (folder / f"sagewheels_{each}.py").write_text(probe_source(each), encoding="utf-8")
         # PYTHONPATH and the source tree must not decide what is imported; -I would also hide a user's site.
         env = {key: value for key, value in settings.environ.items() if not key.startswith("PYTHON")}
-        argv: list[str | Path] = [found.python, "-B", script, json.dumps(order)]
-        done = proc.run(argv, env=env, cwd=folder / "empty", timeout=_SECONDS)
+        argv: list[str | Path] = [found.python, "-B", folder / f"sagewheels_{probe}.py", json.dumps(order)]
+        done = proc.run(argv, env=env, cwd=folder / "empty", timeout=seconds)
     log = _log(settings, done)
     try:
         answer: dict[str, Any] = json.loads(done.out.strip().splitlines()[-1])

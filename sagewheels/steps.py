@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sagewheels import build as compiling
-from sagewheels import buildplan, installed, smoke, stack, ui, verify, wheel, wheelhouse
+from sagewheels import buildplan, full, installed, smoke, stack, ui, verify, wheel, wheelhouse
 from sagewheels import fetch as fetching
 from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, UsageError
 from sagewheels.job import Job
@@ -107,7 +108,7 @@ def do_verify(job: Job, made: Made) -> None:
 
 def do_build(job: Job, *, force: bool = False) -> Made | None:
     """A wheel for the archs in the wheelhouse; None in a dry run. Raises UsageError, StoreError, BuildFailed."""
-    job.recipe.refuse_mixed(job.archs)
+    job.recipe.rules(job.archs)
     if job.target.torch is None or not job.target.torch.cuda:
         raise UsageError("the target has no CUDA torch to compile against", "Run the stack task first")
     if job.dry_run:
@@ -150,8 +151,10 @@ def do_upload(job: Job, made: Made, *, asked: bool = False) -> bool:
     return True
 
 
-def do_smoke(job: Job) -> smoke.Outcome | None:
+def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
     """The kernels agree with the reference on every GPU, and the wheel has its proof; else the machine is put back.
+
+    `long` adds the checks of the manifest's smoke.full, which take minutes.
 
     Raises SmokeFailed. None in a dry run.
     """
@@ -159,6 +162,8 @@ def do_smoke(job: Job) -> smoke.Outcome | None:
     if job.recipe.name not in job.target.versions:
         raise UsageError(f"{job.recipe.name} is not installed in {job.target.prefix}", "Run install or auto first")
     made = _ours(job, state)
+    if long:
+        full.table(job.recipe)
     if job.dry_run:
         ui.say("smoke", f"would run {job.recipe.name} {job.target.versions[job.recipe.name]} on {_gpus(job)}")
         return None
@@ -166,6 +171,9 @@ def do_smoke(job: Job) -> smoke.Outcome | None:
     names = list(extensions) if isinstance(extensions, dict) else list(job.recipe.extensions(_known(job)))
     try:
         outcome = smoke.run(job.settings, job.recipe, job.target, job.host, names)
+        if long and not outcome.failures:
+            checks = full.table(job.recipe)["checks"]
+            outcome = outcome.after(full.run(job.settings, job.recipe, job.target, job.host), checks)
     except SmokeFailed as error:
         raise SmokeFailed(error.what, f"{_put_back(job)}. {error.remedy}") from None
     except BaseException:  # Ctrl-C, a full disk, nobody who reads our output: what is not proven does not stay
@@ -244,13 +252,18 @@ def _record(job: Job, made: Made, outcome: smoke.Outcome) -> None:
         loads = [item for item in known if item != entry] if isinstance(known, list) else []
         wheelhouse.write_manifest(job.settings, manifest.updated(loads=[*loads, entry]))
         return
-    known = {(proof.gpu, proof.raw.get("driver"), proof.raw.get("torch_version")) for proof in manifest.proofs}
-    fresh = [one for one in outcome.proofs if (one["gpu"], one["driver"], one["torch_version"]) not in known]
+    known = {_occasion(proof.raw) for proof in manifest.proofs}
+    fresh = [one for one in outcome.proofs if _occasion(one) not in known]
     if not fresh:
         return
     proven = manifest.updated(proofs=[*(manifest.data.get("proofs") or []), *fresh])
     wheelhouse.write_manifest(job.settings, proven)
     _publish_proof(job, proven)
+
+
+def _occasion(proof: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes two proofs the same: a second one on the same GPU and stack says nothing new."""
+    return proof.get("gpu"), proof.get("driver"), proof.get("torch_version"), bool(proof.get("full"))
 
 
 def _publish_proof(job: Job, proven: WheelManifest) -> None:

@@ -1,0 +1,108 @@
+"""`smoke --full`: the long checks on every GPU, judged by the manifest's bounds, as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sagewheels import smoke, ui
+from sagewheels.config import Settings
+from sagewheels.errors import UsageError
+from sagewheels.host import Host
+from sagewheels.recipe import Recipe
+from sagewheels.target import Target
+
+_SECONDS = 1800
+"""On an H200 all of it takes about two minutes, most of which is compiling Triton kernels for the first time."""
+
+
+def run(settings: Settings, recipe: Recipe, found: Target, host: Host) -> tuple[str, ...]:
+    """Runs the checks that the manifest names, shows the table, and returns what is wrong, if anything is.
+
+    Raises SmokeFailed when the probe gave no answer, UsageError as `table` does.
+    """
+    full = table(recipe)
+    if not host.gpus:
+        ui.say("smoke", "the long checks need a GPU: none of them was run")
+        return ()
+    checks, calls = full["checks"], full["call"]
+    ui.say("smoke", f"{ui.count(len(checks), 'long check')} of {ui.count(len(calls), 'function')} on each GPU")
+    order = {"calls": calls, "head_dims": recipe.smoke["head_dims"], "full": full}
+    answer = smoke.ask(settings, found, "full", order, _SECONDS)
+    for gpu in answer["gpus"]:
+        show(gpu, full)
+    return tuple(failures(answer, full))
+
+
+def table(recipe: Recipe) -> Mapping[str, Any]:
+    """The manifest's smoke.full. Raises UsageError where it has none."""
+    full: Mapping[str, Any] = recipe.smoke.get("full", {})
+    if not full:
+        raise UsageError(f"{recipe.file.name} has no table smoke.full", "Run smoke without --full")
+    return full
+
+
+def failures(answer: Mapping[str, Any], full: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each check of a function that failed, with the first case that did. Pure."""
+    if not answer["gpus"]:
+        yield "torch sees no GPU"
+    for gpu in answer["gpus"]:
+        for row in gpu["checks"]:
+            wrong = [(case, why) for case in row["cases"] if (why := fault(case, full))]
+            if (wrong and not known(gpu, row, full)) or not row["cases"]:
+                case, why = wrong[0] if wrong else ({"case": ""}, "no case was run")
+                where = f"GPU {gpu['index']} ({gpu['name']}): {row['check']} of {_name(gpu['calls'][row['call']])}"
+                many = f"{len(wrong)} of {len(row['cases'])} cases are wrong, first " if len(row["cases"]) > 1 else ""
+                yield f"{where}: {many}{case['case']}{': ' if case['case'] else ''}{why}"
+
+
+def fault(case: Mapping[str, Any], full: Mapping[str, Any]) -> str:
+    """Why a case is wrong, or nothing."""
+    if case.get("error"):
+        return str(case["error"])
+    if "finite" not in case:
+        return ""
+    if not case["finite"]:
+        return "not finite"
+    right = case["cosine"] >= full["min_cosine"] and case["relative_l2"] <= full["max_relative_l2"]
+    return "" if right else f"cosine {case['cosine']:.4f}, relative L2 {case['relative_l2']:.3f}"
+
+
+def known(gpu: Mapping[str, Any], row: Mapping[str, Any], full: Mapping[str, Any]) -> str:
+    """Why this check of this function fails, if the manifest says that it does; numbers only, never a crash or NaN."""
+    call = gpu["calls"][row["call"]]
+    for item in full.get("known", ()):
+        same = item["check"] == row["check"] and item["call"] == call["call"]
+        numbers = all(case.get("finite", True) and not case.get("error") for case in row["cases"])
+        if same and numbers and item.get("arguments", {}) == call["arguments"]:
+            return str(item["why"])
+    return ""
+
+
+def _name(call: Mapping[str, Any]) -> str:
+    """`sageattn_qk_int8_pv_fp16_cuda(pv_accum_dtype=fp32)`."""
+    options = ", ".join(f"{key}={value}" for key, value in call["arguments"].items())
+    name = str(call["call"]).partition(":")[2]
+    return f"{name}({options})" if options else name
+
+
+def show(gpu: Mapping[str, Any], full: Mapping[str, Any]) -> None:
+    """The table of one GPU: a row for each check of each function."""
+    rows = []
+    for row in gpu["checks"]:
+        cases = row["cases"]
+        numbers = [case for case in cases if case.get("finite")]
+        cosine = f"{min(case['cosine'] for case in numbers):.4f}" if numbers else ""
+        l2 = f"{max(case['relative_l2'] for case in numbers):.4f}" if numbers else ""
+        skipped = next((case["skipped"] for case in cases if case.get("skipped")), "")
+        bad = sum(bool(fault(case, full)) for case in cases)
+        expected = ", known" if known(gpu, row, full) else ""
+        verdict = skipped or (f"{bad} of {len(cases)} WRONG{expected}" if bad or not cases else "ok")
+        count = "" if skipped else str(len(cases))
+        name = _name(gpu["calls"][row["call"]])
+        rows.append((row["check"], name, count, cosine, l2, f"{row['seconds']:.1f}", verdict))
+    columns = ("check", "function", "cases", "worst cosine", "worst rel. L2", "s", "verdict")
+    ui.table(f"GPU {gpu['index']}, {gpu['name']}, arch {gpu['arch']}, long checks", columns, rows)
+    for row in gpu["checks"]:
+        if any(fault(case, full) for case in row["cases"]) and (why := known(gpu, row, full)):
+            ui.say("smoke", f"known, {row['check']} of {_name(gpu['calls'][row['call']])}: {why}")
