@@ -11,7 +11,8 @@ with another ninja in front of the real one, which compiles, with the very comma
 binds Python), and `fused.cu` in full. `--front` adds CUDA units whose device code nvcc only parses
 (`-fdevice-syntax-only`): the whole host half of them is compiled. Every other unit becomes an empty object, so that the
 extensions are linked as in a build, and `_fused`, which is whole, is imported. CUDA objects hold nothing of Python:
-further Pythons of the same torch and CUDA are linked with those of the first one.
+further Pythons of the same torch and CUDA are linked with those of the first one (`kept`). Nothing of this is left in
+the wheelhouse or the environment of anybody: the folder `--work` is the only one that is written to.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ if "--version" in sys.argv:
 wanted = []
 for unit in json.loads(subprocess.check_output([real, "-t", "compdb"])):
     name, output = os.path.basename(unit["file"]), unit["output"]
-    store = os.path.join(kept, name + ".o")
+    store = os.path.join(kept, name + (".front.o" if name in front else ".o"))
     os.makedirs(os.path.dirname(output), exist_ok=True)
     how = "left out"
     if name.endswith(".cu") and os.path.exists(store):
@@ -69,6 +70,7 @@ for unit in json.loads(subprocess.check_output([real, "-t", "compdb"])):
         command = unit["command"] + " -fdevice-syntax-only"
         print(command, flush=True)
         subprocess.run(command, shell=True, cwd=unit["directory"], check=True)
+        shutil.copyfile(output, store)
         how = "front"
     else:
         open(output, "w").close()
@@ -129,7 +131,7 @@ class Range:
             self._environment(home, python, torch)
             settings = self._settings(home, archs)
             job = Job(settings)
-            row.torch, row.cuda = torch, job.target.torch.cuda if job.target.torch else "none"
+            row.cuda = job.target.torch.cuda if job.target.torch else "none"
             row.python = job.target.version
             plan = buildplan.prepare(settings, job.recipe, job.archs, job.target, job.host)
             row.toolkit = f"{plan.toolkit.build} from {self.neutral(plan.toolkit.origin)}"
