@@ -125,16 +125,17 @@ class Range:
 
     def row(self, torch: str, python: str, archs: str, *, full: bool) -> Row:
         """Makes the environment, builds, imports, and removes the environment. Never raises for what a build says."""
-        row = Row(torch=torch, python=python, arch=archs, mode="full" if full else "front")
+        row = Row(torch=torch, python=python, arch=archs, mode="no torch")
         home = self.work / "environment"
         try:
             self._environment(home, python, torch)
             settings = self._settings(home, archs)
             job = Job(settings)
             row.cuda = job.target.torch.cuda if job.target.torch else "none"
-            row.python = job.target.version
+            row.python, row.mode = job.target.version, "refused"
             plan = buildplan.prepare(settings, job.recipe, job.archs, job.target, job.host)
             row.toolkit = f"{plan.toolkit.build} from {self.neutral(plan.toolkit.origin)}"
+            row.mode = "full" if full else "front"
             (self._full if full else self._front)(row, settings, plan)
         except SageError as error:
             row.error = self.neutral(str(error))
