@@ -149,7 +149,9 @@ class Range:
             self._run([self.uv, "cache", "prune", "-q"])
         if host.free_disk(self.work) < _MIN_DISK:
             raise SageError("less than 15 GB of disk are free")
-        self._run([self.uv, "venv", "-q", "--clear", "--no-project", "--python", python, str(home)])
+        self._run(
+            [self.uv, "venv", "-q", "--clear", "--no-project", "--no-python-downloads", "--python", python, str(home)]
+        )
         self._run([self.uv, "pip", "install", "-q", "--python", f"{home}/bin/python", f"torch=={torch}"])
 
     def _settings(self, home: Path, archs: str) -> Settings:
