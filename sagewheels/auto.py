@@ -84,6 +84,8 @@ def in_place(job: Job, topic: str = "auto") -> bool:
     untouched = installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256")))
     if not untouched or stack.faults(job.target, job.need, job.settings):
         return False
+    if stack.missing(job.target, job.recipe.needs):
+        return False
     ui.say(topic, f"nothing to do: {state['wheel']} is in {job.target.prefix}, {state.get('words')}")
     return True
 

@@ -9,11 +9,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sagewheels import arch, buildplan, describe, proc, source, toolkit, ui, wheel, wheelhouse
+from sagewheels import arch, bad, buildplan, describe, proc, source, stableabi, toolkit, ui, wheel, wheelhouse
+from sagewheels.arch import Arch
+from sagewheels.bad import Marks
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed
@@ -30,13 +32,26 @@ _MATTERS = (
 )
 
 
-def run(settings: Settings, plan: Plan, *, force: bool = False) -> tuple[Path, WheelManifest]:
+def run(
+    settings: Settings,
+    plan: Plan,
+    *,
+    force: bool = False,
+    known_bad: Marks | None = None,
+    archs: Sequence[Arch] = (),
+) -> tuple[Path, WheelManifest]:
     """A wheel in the wheelhouse with its manifest; the one that is there already when the build key is the same.
 
-    Raises UsageError or StoreError for the source, BuildFailed with the line of the log that matters.
+    `archs` are those that it will run on, where they are not the ones that it is compiled for.
+
+    Raises UsageError or StoreError for the source, BuildFailed with the line of the log that matters, and at once for
+    a build key that is known to be bad: the same inputs give the same wheel.
     """
     tree = source.checkout(settings, plan.recipe, settings.work_dir / "source" / plan.recipe.file.stem)
     key = buildplan.build_key(plan, tree.commit, [patch.sha256 for patch in tree.patches])
+    if not force and (mark := bad.of_build(key, archs or plan.archs, known_bad or {})):
+        what = f"what would be compiled, build key {key[:8]}, is {mark.words}"
+        raise BuildFailed(what, "Change torch or patches; build --force and auto --rebuild compile it anyway")
     if not force and (kept := wheelhouse.of_build_key(settings, key)):
         ui.say("build", f"{kept[0].name} is in the wheelhouse already, with the same build key {key[:8]}")
         return kept
@@ -173,8 +188,20 @@ def _as_planned(plan: Plan, found: wheel.Wheel) -> None:
     missing = [name for name in plan.extensions if name not in found.extensions]
     if missing:
         raise BuildFailed(f"{found.path.name} was built without {', '.join(missing)}")
+    if plan.recipe.stable_torch:
+        _as_stable(found)
     for rule in plan.rules:
         for name in rule.extensions:
             have = found.extensions[name].archs
             if rule.cubin not in have:
                 raise BuildFailed(f"{name} holds code for {arch.join(have) or 'nothing'}, not for {rule.cubin}")
+
+
+def _as_stable(found: wheel.Wheel) -> None:
+    """The wheel is for many a Python and many a torch. Raises BuildFailed: the source promised too much."""
+    if not stableabi.oldest_python(found.tags):
+        raise BuildFailed(f"{found.path.name} is not tagged abi3, though its build manifest has [stable_abi]")
+    for name, item in found.extensions.items():
+        more = stableabi.beyond_torch(item.undefined)
+        if more:
+            raise BuildFailed(f"{name} needs {more[0]}, which is not in the stable ABI of libtorch")

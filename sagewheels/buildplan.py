@@ -83,7 +83,7 @@ def jobs(settings: Settings, recipe: Recipe, archs: Sequence[Arch], host: Host) 
     units = sum(recipe.units[name] for name in names)
     room = max(1, host.memory // recipe.memory_per_unit)
     at_once = max(1, min(host.cores, room))
-    side = settings.ext_parallel or min(len(names), at_once)
+    side = settings.ext_parallel or min(recipe.extensions_at_once or len(names), len(names), at_once)
     # With a slot for every unit, no extension has to hold back for the others.
     each = settings.max_jobs or (at_once if at_once >= units else max(1, at_once // side))
     limit = "cores" if host.cores <= room else "memory"
@@ -91,11 +91,16 @@ def jobs(settings: Settings, recipe: Recipe, archs: Sequence[Arch], host: Host) 
 
 
 def label(plan: Plan, key: str) -> str:
-    """The local version label: CUDA, torch, archs, and the build key, since two builds must not share a name."""
+    """The local version label: CUDA, torch, archs, and the build key, since two builds must not share a name.
+
+    A wheel on the stable ABI is for one CUDA major and many a torch, so that neither is named more closely.
+    """
     torch = plan.target.torch
     assert torch is not None
     version = torch.public[:-2] if re.fullmatch(r"\d+\.\d+\.0", torch.public) else torch.public
     archs = "".join(f"sm{one.plain.number}{'ptx' if one.ptx else ''}" for one in plan.archs)
+    if plan.recipe.stable_torch:
+        return f"cu{torch.cuda.partition('.')[0]}{archs}.k{key[:8]}"
     return f"cu{torch.cuda.replace('.', '')}torch{version}{archs}.k{key[:8]}"
 
 

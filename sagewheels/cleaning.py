@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sagewheels import ui
+from sagewheels import ui, wheelhouse
 from sagewheels.config import Settings
 
 _OURS = ("source", "out", "toolkit", "buildtools", "stubs", "demo", "test-env")
@@ -18,6 +18,7 @@ def clean(settings: Settings, *, everything: bool, dry_run: bool) -> None:
     if everything:
         # Only what we put there: these folders may be shared with other files of the user.
         victims += sorted([*settings.wheelhouse_dir.glob("*.whl.json"), *_wheels(settings)])
+        victims += settings.wheelhouse_dir.glob(wheelhouse.MARKS)
         victims += sorted(
             path for kind in ("build", "smoke", "error") for path in settings.log_dir.glob(f"{kind}-*.log")
         )

@@ -75,6 +75,11 @@ class Settings:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """What a child process may see of the environment: all of it, less the secrets."""
 
+    @property
+    def manifest_of_version(self) -> str:
+        """The build manifest of SAGE_VERSION, used where SAGE_MANIFEST names none: no other line chooses a package."""
+        return f"sageattention-{self.sage_version}"
+
     def variable(self, name: str) -> str:
         """A variable that is not ours (CUDA_HOME, VIRTUAL_ENV, PATH ...), empty when it is not set."""
         return self.environ.get(name, "")

@@ -21,25 +21,29 @@ def describe(settings: Settings, plan: Plan, tree: Checkout, key: str, found: wh
     assert torch is not None
     versions = plan.target.versions
     python, _, platform = found.path.name[: -len(".whl")].rsplit("-", 3)[1:]
+    version, package = found.version.partition("+")[0], plan.recipe.package
     data: dict[str, Any] = {
         "schema": SCHEMA,
         "created_at_utc": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "name": plan.recipe.name,
+        "version": version,
         "wheel_file": found.path.name,
         "wheel_sha256": found.sha256,
         "size": found.size,
         "hf_wheel_url": None,
-        "sageattention_version": found.version.partition("+")[0],
-        "expected_sageattention_version": settings.sage_expect_version or None,
+        "sageattention_version": None,
+        "expected_sageattention_version": None,
         "torch_version": torch.version,
         "torchvision_version": versions.get("torchvision"),
         "torchaudio_version": versions.get("torchaudio"),
         "triton_version": versions.get("triton"),
         "torch_index_url": _index(torch.version),
         "cuda_version": torch.cuda,
+        "stable_abi": {"torch": plan.recipe.stable_torch} if plan.recipe.stable_torch else None,
         "torch_abi": max(item.abi for item in found.extensions.values()) or None,
         "target_arch": arch.join(plan.archs),
         "cudaarchs": ";".join(one.plain.number for one in plan.archs),
-        "archs": [str(one) for one in found.archs],
+        "archs": [str(one) for one in plan.recipe.archs_of(found.held)],
         "extensions": {name: [str(one) for one in item.archs] for name, item in sorted(found.extensions.items())},
         "glibc": found.glibc or None,
         "required_min_cuda": max((rule.min_cuda for rule in plan.rules), key=lambda text: [*map(int, text.split("."))]),
@@ -66,6 +70,9 @@ def describe(settings: Settings, plan: Plan, tree: Checkout, key: str, found: wh
         "proofs": [],
         "signature": None,
     }
+    # The first installer's keys name their package: of any other they would say what is not so.
+    theirs = {f"{package}_version": version, f"expected_{package}_version": settings.sage_expect_version or None}
+    data.update({key: value for key, value in theirs.items() if key in data})
     return parse(data, found.path.name)
 
 

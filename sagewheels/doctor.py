@@ -71,7 +71,7 @@ def _machine(job: Job) -> Iterator[Check]:
 def _archs(job: Job) -> Check:
     archs = ", ".join(map(str, job.archs))
     try:
-        job.recipe.rules(job.archs)
+        job.recipe.cubins_for(job.archs)
     except UsageError as error:
         return Check(what="archs", standing="bad", found=f"{archs}: {error.what}", remedy=error.remedy)
     return Check(what="archs", standing="ok", found=archs)
@@ -90,7 +90,10 @@ def _interpreter(job: Job) -> Iterator[Check]:
         yield Check(what="environment", standing="note", found="externally managed", remedy=remedy)
     headers = "" if found.has_python_h else "apt-get install python3-dev: Triton compiles at run time"
     yield Check(what="Python.h", standing="note" if headers else "ok", found=str(found.include), remedy=headers)
-    wrong = stack.faults(found, job.need, job.settings)
+    wrong = [
+        *stack.faults(found, job.need, job.settings),
+        *(f"{job.recipe.name} needs {need}" for need in stack.missing(found, job.recipe.needs)),
+    ]
     torch = f"torch {found.torch.version}, CUDA {found.torch.cuda or 'none'}" if found.torch else "no torch"
     words = "; ".join(wrong) or f"{torch}, triton {found.versions.get('triton')}"
     remedy = "invoke stack installs one that fits" if wrong else ""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from sagewheels import match, ui, verify, web, wheelhouse
+from sagewheels import bad, match, ui, verify, web, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest, loads, parse
@@ -33,7 +33,7 @@ def fetch(job: Job) -> tuple[Path, WheelManifest]:
         explain(job, verdicts)
         raise NothingCompatible(f"{job.store.label} holds no wheel for this machine", "Run auto or build to make one")
     for place, best in enumerate(fits, 1):
-        ui.say("fetch", f"{best.wheel_file} fits, {_standing(best)}")
+        ui.say("fetch", f"{best.wheel_file} fits, {_standing(job, best)}")
         try:
             return bring(job, best), best
         except (Refused, StoreError) as error:
@@ -44,9 +44,10 @@ def fetch(job: Job) -> tuple[Path, WheelManifest]:
     raise AssertionError("unreachable")
 
 
-def _standing(candidate: WheelManifest) -> str:
-    gpus = sorted({proof.gpu for proof in candidate.proofs})
-    return f"proven on {', '.join(gpus)}" if gpus else "a candidate, not proven yet"
+def _standing(job: Job, candidate: WheelManifest) -> str:
+    gpus, made_by = sorted({proof.gpu for proof in candidate.proofs}), job.recipe_of(candidate)
+    standing = f"proven on {', '.join(gpus)}" if gpus else "a candidate, not proven yet"
+    return standing if made_by is job.recipe else f"{standing}; made by {made_by.file.stem}"
 
 
 def explain(job: Job, verdicts: Sequence[Verdict]) -> None:
@@ -130,18 +131,23 @@ def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:
         raise Refused(f"{name}.json describes {manifest.wheel_file}", "Publish the wheel with its own manifest")
     if not manifest.wheel_sha256 and not job.settings.allow_unsafe_wheel:
         raise Refused(f"nothing says what the bytes of {name} should be", "Add #sha256=... to WHEEL_URL")
-    verdict = match.judge(manifest, job.wanted())
+    verdict = match.judge(manifest, job.wanted(named=True))
     if not verdict.fits:
         raise NothingCompatible(f"WHEEL_URL does not fit this machine: {'; '.join(verdict.reasons)}")
+    for words in bad.against(manifest, job.wanted().archs, bad.by_name(job.recorded())):
+        ui.warn("fetch", f"{name} is tried again, as you ask: {words}")
     ui.say("fetch", f"{name} from WHEEL_URL, as you set it")
     return _download(job, manifest, lambda part, shown: web.download(bare, part, shown)), manifest
 
 
 def _from_name(name: str) -> dict[str, object]:
-    """What the file name alone says, in the form of a manifest: `2.2.0+cu130torch2.11sm120` names the stack."""
-    label = re.search(r"\+cu\d+torch(\d+(?:\.\d+)+(?:(?:\.dev|rc|a|b)\d+)?)((?:sm\d+(?:ptx)?)+)", name)
+    """What the file name alone says, in the form of a manifest: `2.2.0+cu130torch2.11sm120` names the stack.
+
+    `2.2.0+cu13sm120`, on the stable ABI, names no torch: which is the oldest, only a manifest says.
+    """
+    label = re.search(r"\+cu\d+(?:torch(\d+(?:\.\d+)+(?:(?:\.dev|rc|a|b)\d+)?))?((?:sm\d+(?:ptx)?)+)", name)
     if not label:
         return {"wheel_file": name}
-    torch = f"{label[1]}.0" if re.fullmatch(r"\d+\.\d+", label[1]) else label[1]
+    torch = f"{label[1]}.0" if label[1] and re.fullmatch(r"\d+\.\d+", label[1]) else label[1]
     archs = label[2].replace("ptx", "+PTX").replace("sm", ";sm").strip(";")
     return {"wheel_file": name, "torch_version": torch, "target_arch": archs}

@@ -5,33 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sagewheels import smoke, ui
+from sagewheels import blame, smoke, ui
+from sagewheels.blame import Fault
 from sagewheels.config import Settings
 from sagewheels.errors import UsageError
 from sagewheels.host import Host
 from sagewheels.recipe import Recipe
+from sagewheels.smoke import Outcome
 from sagewheels.target import Target
 
 _SECONDS = 1800
 """On an H200 all of it takes about two minutes, most of which is compiling Triton kernels for the first time."""
 
 
-def run(settings: Settings, recipe: Recipe, found: Target, host: Host) -> tuple[str, ...]:
-    """Runs the checks that the manifest names, shows the table, and returns what is wrong, if anything is.
+def run(settings: Settings, recipe: Recipe, found: Target, host: Host, before: Outcome) -> Outcome:
+    """Runs the checks that the manifest names, shows the table, and returns what they leave of the outcome `before`.
 
-    Raises SmokeFailed when the probe gave no answer, UsageError as `table` does.
+    Raises Crashed when the probe gave no answer, UsageError as `table` does.
     """
     full = table(recipe)
     if not host.gpus:
         ui.say("smoke", "the long checks need a GPU: none of them was run")
-        return ()
+        return before
     checks, calls = full["checks"], full["call"]
     ui.say("smoke", f"{ui.count(len(checks), 'long check')} of {ui.count(len(calls), 'function')} on each GPU")
     order = {"calls": calls, "head_dims": recipe.smoke["head_dims"], "full": full}
     answer = smoke.ask(settings, found, "full", order, _SECONDS)
     for gpu in answer["gpus"]:
         show(gpu, full)
-    return tuple(failures(answer, full))
+    return before.after(tuple(failures(answer, full)), faults(answer, full), checks)
 
 
 def table(recipe: Recipe) -> Mapping[str, Any]:
@@ -47,19 +49,35 @@ def failures(answer: Mapping[str, Any], full: Mapping[str, Any]) -> Iterator[str
     if not answer["gpus"]:
         yield "torch sees no GPU"
     for gpu in answer["gpus"]:
-        for row in gpu["checks"]:
-            wrong = [(case, why) for case in row["cases"] if (why := fault(case, full))]
-            if (wrong and not known(gpu, row, full)) or not row["cases"]:
-                case, why = wrong[0] if wrong else ({"case": ""}, "no case was run")
-                where = f"GPU {gpu['index']} ({gpu['name']}): {row['check']} of {_name(gpu['calls'][row['call']])}"
-                many = f"{len(wrong)} of {len(row['cases'])} cases are wrong, first " if len(row["cases"]) > 1 else ""
-                yield f"{where}: {many}{case['case']}{': ' if case['case'] else ''}{why}"
+        yield from (f"GPU {gpu['index']} ({gpu['name']}): {text}" for text, _ in _wrong(gpu, full))
+
+
+def faults(answer: Mapping[str, Any], full: Mapping[str, Any]) -> tuple[Fault, ...]:
+    """What of these failures speaks against the wheel itself. Pure."""
+    found, right_on = [], []
+    for gpu in answer["gpus"]:
+        wrong = list(_wrong(gpu, full))
+        own = [text for text, cases in wrong if blame.of_cases(cases)]
+        found += [Fault(arch=gpu["arch"], gpu=gpu["name"], reason=text, full=True) for text in own]
+        right_on += [] if wrong else [gpu["arch"]]
+    return blame.settled(found, right_on)
+
+
+def _wrong(gpu: Mapping[str, Any], full: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """A line for each check of a function that failed on one GPU, and the cases that did."""
+    for row in gpu["checks"]:
+        cases = [case for case in row["cases"] if fault(case, full)]
+        if (cases and not known(gpu, row, full)) or not row["cases"]:
+            first, why = (cases[0]["case"], fault(cases[0], full)) if cases else ("", "no case was run")
+            many = f"{len(cases)} of {len(row['cases'])} cases are wrong, first " if len(row["cases"]) > 1 else ""
+            what = f"{row['check']} of {_name(gpu['calls'][row['call']])}"
+            yield f"{what}: {many}{first}{': ' if first else ''}{why}", cases
 
 
 def fault(case: Mapping[str, Any], full: Mapping[str, Any]) -> str:
     """Why a case is wrong, or nothing."""
-    if case.get("error"):
-        return str(case["error"])
+    if case.get("error") or case.get("wrong"):
+        return str(case.get("error") or case["wrong"])
     if "finite" not in case:
         return ""
     if not case["finite"]:
@@ -73,14 +91,16 @@ def known(gpu: Mapping[str, Any], row: Mapping[str, Any], full: Mapping[str, Any
     call = gpu["calls"][row["call"]]
     for item in full.get("known", ()):
         same = item["check"] == row["check"] and item["call"] == call["call"]
-        numbers = all(case.get("finite", True) and not case.get("error") for case in row["cases"])
+        numbers = all(
+            case.get("finite", True) and not (case.get("error") or case.get("wrong")) for case in row["cases"]
+        )
         if same and numbers and item.get("arguments", {}) == call["arguments"]:
             return str(item["why"])
     return ""
 
 
 def _name(call: Mapping[str, Any]) -> str:
-    """`sageattn_qk_int8_pv_fp16_cuda(pv_accum_dtype=fp32)`."""
+    """`attention(causal=True)`."""
     options = ", ".join(f"{key}={value}" for key, value in call["arguments"].items())
     name = str(call["call"]).partition(":")[2]
     return f"{name}({options})" if options else name

@@ -36,7 +36,7 @@ def read_state(settings: Settings, found: Target, recipe: Recipe) -> dict[str, A
         return {}
     if not isinstance(state, dict) or state.get("prefix") != str(found.prefix):
         return {}
-    texts = ("pending", "wheel", "sha256", "record", "previous", "words")
+    texts = ("pending", "wheel", "manifest", "sha256", "record", "previous", "words")
     return state if all(isinstance(state.get(key), (str, type(None))) for key in texts) else {}
 
 
@@ -115,7 +115,8 @@ def install(settings: Settings, found: Target, recipe: Recipe, wheel: Path, sha2
     if after.versions.get(recipe.name) != wheel.name.split("-")[1] or not _is_intact(after.dist_info[recipe.name]):
         words = restore(settings, after, recipe)
         raise UsageError(f"{wheel.name} did not arrive in {after.site}", f"{words}. Look for settings of uv or pip")
-    state = {"wheel": wheel.name, "sha256": sha256, "record": record, "previous": previous}
+    made_by = recipe.file.stem
+    state = {"wheel": wheel.name, "manifest": made_by, "sha256": sha256, "record": record, "previous": previous}
     write_state(settings, after, recipe, state)
     ui.say("install", f"{wheel.name} is installed in {found.prefix}")
     return after

@@ -12,14 +12,15 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from sagewheels import arch, host, recipe, target, ui, wheelhouse
+from sagewheels import arch, bad, host, recipe, stack, target, ui, wheelhouse
 from sagewheels.arch import Arch
+from sagewheels.bad import Mark
 from sagewheels.buildplan import BUILD_TOOLS
 from sagewheels.config import Settings
 from sagewheels.errors import StoreError, UsageError
 from sagewheels.host import Host
 from sagewheels.manifest import WheelManifest
-from sagewheels.match import Verdict, Wanted, rank
+from sagewheels.match import Origin, Verdict, Wanted, rank
 from sagewheels.recipe import Recipe
 from sagewheels.resources import ROOT
 from sagewheels.stack import Need
@@ -31,19 +32,54 @@ DEFAULT_ARCH = "12.0"
 """What is built where there is no GPU and no arch was named: the RTX 5090."""
 
 
+def _as_meant(settings: Settings) -> Settings:
+    """Where SAGE_MANIFEST names a manifest: without a source that only repeats what the one of SAGE_VERSION says.
+
+    The first users' .env holds SAGE_SOURCE_REPO and SAGE_SOURCE_REF, with those values: of another package they
+    would be the wrong source. Any other value was set for what is built.
+    """
+    if not settings.sage_manifest or not (settings.sage_source_repo or settings.sage_source_ref):
+        return settings
+    try:
+        usual = recipe.load(settings.manifest_of_version).source
+    except UsageError:  # a SAGE_VERSION without a manifest: nothing can repeat it
+        return settings
+    repo, ref = settings.sage_source_repo, settings.sage_source_ref
+    return replace(
+        settings,
+        sage_source_repo="" if repo.removesuffix(".git") == usual.repo.removesuffix(".git") else repo,
+        sage_source_ref="" if ref in (usual.ref, usual.commit) else ref,
+    )
+
+
 class Job:
     """Settings and facts of one run. Facts that a step changes are replaced by that step (`target`)."""
 
     def __init__(self, settings: Settings, *, dry_run: bool = False) -> None:
-        self.settings, self.dry_run = settings, dry_run
+        self.settings, self.dry_run = _as_meant(settings), dry_run
         self._target: Target | None = None
         self.is_store_missing = False
         """Whether the store, once it was read, turned out not to exist."""
+        self.marks_in_store: list[Mark] = []
+        """The wheels that the store, once it was read, says are bad."""
 
     @cached_property
     def recipe(self) -> Recipe:
         """The build manifest: SAGE_MANIFEST, else the one of SAGE_VERSION."""
-        return recipe.load(self.settings.sage_manifest or f"sageattention-{self.settings.sage_version}")
+        return recipe.load(self.settings.sage_manifest or self.settings.manifest_of_version)
+
+    @cached_property
+    def also(self) -> tuple[Recipe, ...]:
+        """Build manifests whose wheels will do as well; none when SAGE_SOURCE_REF asks for another source.
+
+        Raises UsageError, as `recipe` does.
+        """
+        return recipe.also(self.recipe) if self.source == self.recipe.source.commit else ()
+
+    def recipe_of(self, candidate: WheelManifest) -> Recipe:
+        """The build manifest that a wheel was made by: one of `also` by its commit, else the chosen one."""
+        commit = candidate.data.get("built_from_commit")
+        return next((one for one in self.also if one.source.commit == commit), self.recipe)
 
     @cached_property
     def host(self) -> Host:
@@ -54,7 +90,8 @@ class Job:
     def target(self) -> Target:
         """The interpreter that is installed into."""
         if self._target is None:
-            self._target = target.probe(self.settings, self.recipe.name, "cuda-toolkit", *BUILD_TOOLS)
+            names = [self.recipe.name, *stack.names(self.recipe.needs), "cuda-toolkit", *BUILD_TOOLS]
+            self._target = target.probe(self.settings, *names)
         return self._target
 
     @target.setter
@@ -80,12 +117,13 @@ class Job:
     @cached_property
     def published(self) -> list[WheelManifest]:
         """Every wheel in the store, read once. Raises StoreError when the store does not answer."""
-        from sagewheels.store import index
+        from sagewheels.store import entries, index
 
         found, problems, snapshot = index.load(self.store)
+        self.marks_in_store, unread = entries.marks(snapshot)
         # A mistyped folder, or a disk that is not mounted, reads as empty: it must not look like an empty store.
         self.is_store_missing = not snapshot.revision
-        for problem in problems:
+        for problem in (*problems, *unread):
             ui.warn("store", problem)
         return found
 
@@ -95,24 +133,46 @@ class Job:
         plain = tuple(one.plain for one in self.archs)
         return Need(archs=plain, driver_cuda=self.host.driver_cuda, min_torch=self.recipe.min_torch)
 
-    def wanted(self, *, here: bool = False) -> Wanted:
-        """The facts that a wheel is matched against; `here` adds the GPUs of this machine, where it will run."""
+    def recorded(self) -> list[Mark]:
+        """The wheels that smoke has found bad: here, and in the store if that was read."""
+        return [*wheelhouse.marks(self.settings), *self.marks_in_store]
+
+    def wanted(self, *, here: bool = False, named: bool = False) -> Wanted:
+        """The facts that a wheel is matched against; `here` adds the GPUs of this machine, where it will run.
+
+        A wheel that the user `named` may have failed smoke: that is how it gets another try.
+        """
         found, torch = self.target, self.target.torch
         archs = {one.plain for one in self.archs} | (set(self.host.archs) if here else set())
-        # SAGE_EXPECT_VERSION speaks of the package of SAGE_VERSION, not of whatever manifest was named.
-        expected = self.recipe.version == self.settings.sage_version
+        by_people = [mark for one in (self.recipe, *self.also) for mark in one.known_bad]
         return Wanted(
             name=self.recipe.name,
-            version=self.settings.sage_expect_version if expected else self.recipe.version,
+            version=self._expected(self.recipe),
             tags=frozenset(found.tags),
             torch=torch.public if torch else "",
             cuda=torch.cuda if torch else "",
             archs=tuple(sorted(archs)),
             glibc=self.host.glibc,
             source=self.source,
-            patches=frozenset(patch.file for patch in self.recipe.patches),
+            patches=_names(self.recipe),
+            modules=_modules(self.recipe),
             allow_unknown=self.settings.allow_unsafe_wheel,
+            known_bad=bad.by_name((*by_people, *(() if named else self.recorded()))),
+            also=tuple(
+                Origin(
+                    source=one.source.commit,
+                    version=self._expected(one),
+                    patches=_names(one),
+                    modules=_modules(one),
+                )
+                for one in self.also
+            ),
         )
+
+    def _expected(self, one: Recipe) -> str:
+        """SAGE_EXPECT_VERSION speaks of the package of SAGE_VERSION, not of whatever manifest was named."""
+        expected = f"{one.name}-{one.version}" == self.settings.manifest_of_version
+        return self.settings.sage_expect_version if expected else one.version
 
     @property
     def source(self) -> str:
@@ -172,6 +232,16 @@ class Job:
         digest = hashlib.sha256(prefix.encode()).hexdigest()[:16]
         with _locked(Path(tempfile.gettempdir()) / f"sagewheels-{os.getuid()}-{digest}.lock", prefix):
             yield
+
+
+def _modules(one: Recipe) -> dict[Arch, tuple[str, ...]]:
+    """The extension modules that each arch needs."""
+    return {gpu: rule.extensions for gpu, rule in one.archs.items()}
+
+
+def _names(one: Recipe) -> frozenset[str]:
+    """The patch series, by name."""
+    return frozenset(patch.file for patch in one.patches)
 
 
 @contextmanager

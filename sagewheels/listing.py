@@ -16,7 +16,7 @@ def show(job: Job) -> None:
         one = verdict.candidate
         archs, gpus = ", ".join(map(str, one.archs)), ", ".join(sorted({proof.gpu for proof in one.proofs}))
         fits = "fits" if verdict.fits else "; ".join(verdict.reasons)
-        rows.append((one.wheel_file, one.torch or "?", one.cuda or "?", archs or "?", gpus or "not proven", fits))
+        rows.append((one.wheel_file, one.needs_torch or "?", one.cuda or "?", archs or "?", gpus or "not proven", fits))
     if rows:
         columns = ("wheel", "torch", "CUDA", "archs", "proven on", f"for {job.target.python}")
         ui.table(job.store.label, columns, rows)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from sagewheels.arch import Arch
 from sagewheels.errors import Refused, UsageError
 
 SCHEMA = 1
+NEVER = datetime.min.replace(tzinfo=timezone.utc)
 _WHEEL_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+]*(-[A-Za-z0-9._+!]+){4,5}\.whl")
 _LONGEST = 1000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -22,7 +24,7 @@ _TEXTS = (
     "torch_version torchvision_version torchaudio_version triton_version torch_index_url target_arch cudaarchs "
     "required_min_cuda built_for built_from_repo built_from_ref built_from_commit builder_gpu_name "
     "builder_gpu_compute_capability python_version python_tag platform machine "
-    "build_key cuda_version torch_abi glibc"
+    "build_key cuda_version torch_abi glibc name version"
 ).split()
 
 
@@ -44,6 +46,7 @@ class Proof:
 class WheelManifest:
     """What is known of one wheel; an empty string or tuple means that the manifest does not say.
 
+    `stable_torch` is the oldest torch that a wheel on libtorch's stable ABI loads with, empty for any other wheel.
     `data` is the JSON object as it was read, unknown keys included: it is what is written back.
     """
 
@@ -53,6 +56,7 @@ class WheelManifest:
     name: str
     version: str
     torch: str
+    stable_torch: str
     cuda: str
     archs: tuple[Arch, ...]
     glibc: str
@@ -66,6 +70,11 @@ class WheelManifest:
         """Python, ABI and platform part of the wheel tag, each possibly a compressed set such as `py2.py3`."""
         python, abi, platform = self.wheel_file[: -len(".whl")].rsplit("-", 3)[1:]
         return python, abi, platform
+
+    @property
+    def needs_torch(self) -> str:
+        """The torch that it loads with, in words: `2.11.0`, or `2.10 or newer`."""
+        return f"{self.stable_torch} or newer" if self.stable_torch else self.torch
 
     def to_json(self) -> str:
         """The text of `<wheel>.whl.json`."""
@@ -120,6 +129,7 @@ def parse(data: object, where: str) -> WheelManifest:
         name=name.lower().replace("_", "-"),
         version=version,
         torch=text["torch_version"].partition("+")[0],
+        stable_torch=_stable(data, where),
         cuda=_release(text["cuda_version"], "cuda_version", where)
         or _cuda_of(text["torch_version"], text["torch_index_url"], version),
         archs=_archs(data, text, where),
@@ -148,6 +158,17 @@ def _release(text: str, key: str, where: str) -> str:
     if text and not re.fullmatch(r"\d{1,5}(\.\d{1,5}){0,3}", text):
         raise ManifestError(f"{where}: {key} {text[:20]!r} is not a version in numbers")
     return text
+
+
+def _stable(data: Mapping[str, Any], where: str) -> str:
+    """The oldest torch of `stable_abi`, empty when the wheel makes no such claim."""
+    claim = data.get("stable_abi")
+    if claim is None:
+        return ""
+    oldest = claim.get("torch") if isinstance(claim, dict) else None
+    if not isinstance(oldest, str) or not oldest:
+        raise ManifestError(f"{where}: stable_abi does not name its oldest torch")
+    return _release(oldest, "stable_abi", where)
 
 
 def _archs(data: Mapping[str, Any], text: Mapping[str, str], where: str) -> tuple[Arch, ...]:
@@ -192,3 +213,12 @@ def _proofs(data: Mapping[str, Any], where: str) -> tuple[Proof, ...]:
         )
         for item in listed
     )
+
+
+def when(text: str) -> datetime:
+    """A moment, long ago when the text is not one."""
+    try:
+        found = datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
+    except ValueError:
+        return NEVER
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)

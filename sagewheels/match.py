@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from packaging.version import InvalidVersion, Version
 
-from sagewheels.arch import Arch
+from sagewheels import bad
+from sagewheels.arch import Arch, parse_list
+from sagewheels.bad import Marks
+from sagewheels.errors import UsageError
 from sagewheels.manifest import WheelManifest
+
+Modules = Mapping[Arch, tuple[str, ...]]
+"""The extension modules that a GPU of each arch needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Another source whose wheels will do as well: its pinned commit, and what is expected of a wheel made from it."""
+
+    source: str
+    version: str
+    patches: frozenset[str]
+    modules: Modules = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +35,10 @@ class Wanted:
     """The facts that decide: the package, the target's tags and stack, the GPUs' archs.
 
     `version` empty means any; `source` is the pinned commit, or the ref that was asked for instead of it; `patches`
-    are the names of the series; `allow_unknown` accepts a manifest that leaves facts out, never one that contradicts.
+    are the names of the series; `modules` are those that a GPU needs, where that is known; `allow_unknown` accepts a
+    manifest that leaves facts out, never one that contradicts;
+    `known_bad` are the marks against wheels; a wheel that was built from one of `also` is held against that one's
+    source, version and patches.
     """
 
     name: str
@@ -31,7 +50,10 @@ class Wanted:
     glibc: str
     source: str = ""
     patches: frozenset[str] = frozenset()
+    modules: Modules = field(default_factory=dict)
     allow_unknown: bool = False
+    known_bad: Marks = field(default_factory=dict)
+    also: tuple[Origin, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +71,7 @@ class Verdict:
 
 def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
     """Every reason against one candidate, each naming what the wheel has and what is here."""
+    wanted = _of_its_source(candidate, wanted)
     unknown: list[str] = []
     reasons = [
         *_package(candidate, wanted),
@@ -59,6 +82,7 @@ def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
         *_glibc(candidate, wanted),
         *_source(candidate, wanted),
         *_patches(candidate, wanted),
+        *bad.against(candidate, wanted.archs, wanted.known_bad),
     ]
     if not candidate.wheel_sha256:
         unknown.append("its manifest has no sha256")
@@ -70,22 +94,33 @@ def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
 def rank(candidates: Iterable[WheelManifest], wanted: Wanted) -> list[Verdict]:
     """All verdicts: those that fit first, the best of them at the head.
 
-    Better is: proven on an arch that is wanted, proven at all, exactly the wanted archs, newer.
+    Better is: proven on an arch that is wanted, proven at all, for the very torch that is here instead of for many,
+    exactly the wanted archs, newer.
     """
     return sorted((judge(candidate, wanted) for candidate in candidates), key=lambda v: _merit(v, wanted), reverse=True)
 
 
-def _merit(verdict: Verdict, wanted: Wanted) -> tuple[bool, bool, bool, bool, str, str]:
+def _merit(verdict: Verdict, wanted: Wanted) -> tuple[bool, bool, bool, bool, bool, str, str]:
     candidate = verdict.candidate
     proven_on = {proof.arch for proof in candidate.proofs}
     return (
         verdict.fits,
         any(str(arch) in proven_on for arch in wanted.archs),
         bool(proven_on),
+        not candidate.stable_torch,
         {arch.plain for arch in candidate.archs} == set(wanted.archs),
         candidate.created_at_utc,
         candidate.wheel_file,
     )
+
+
+def _of_its_source(candidate: WheelManifest, wanted: Wanted) -> Wanted:
+    """What is wanted of this very wheel: of one from another source that will do, what that source has."""
+    commit = candidate.data.get("built_from_commit")
+    for one in wanted.also:
+        if one.source == commit:
+            return replace(wanted, source=one.source, version=one.version, patches=one.patches, modules=one.modules)
+    return wanted
 
 
 def _package(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
@@ -109,7 +144,10 @@ def _native(tags: frozenset[str]) -> str:
 
 
 def _torch(candidate: WheelManifest, wanted: Wanted, unknown: list[str]) -> Iterable[str]:
-    if not candidate.torch:
+    if candidate.stable_torch:
+        if not _at_least(wanted.torch, candidate.stable_torch):
+            yield f"it needs torch {candidate.needs_torch}, the target has {wanted.torch or 'no torch'}"
+    elif not candidate.torch:
         unknown.append("its manifest does not say which torch it was built for")
     elif not wanted.torch:
         yield f"it was built for torch {candidate.torch}, the target has no torch"
@@ -134,6 +172,24 @@ def _archs(candidate: WheelManifest, wanted: Wanted, unknown: list[str]) -> Iter
     if missing:
         has = ", ".join(map(str, candidate.archs))
         yield f"it holds code for {has}, which does not run on {', '.join(map(str, missing))}"
+        return
+    listed = candidate.data.get("extensions")
+    if not isinstance(listed, dict):
+        return
+    for gpu in wanted.archs:
+        # A cubin of 8.0 runs on 8.9, but a wheel for 8.0 lacks the module with the kernels of 8.9.
+        lacking = [name for name in wanted.modules.get(gpu, ()) if not _runs(listed.get(name), gpu)]
+        if lacking:
+            yield f"its {', '.join(lacking)} holds no code for {gpu}"
+
+
+def _runs(listed: object, gpu: Arch) -> bool:
+    """Whether a module with this list of archs, as the manifest has it, holds a cubin that runs on the GPU."""
+    try:
+        held = parse_list(";".join(listed)) if isinstance(listed, list) else ()
+    except (TypeError, UsageError):
+        return False
+    return any(one.runs_on(gpu) for one in held if not one.ptx)
 
 
 @lru_cache(maxsize=1024)
@@ -151,7 +207,8 @@ def _source(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
     commit, ref = (str(candidate.data.get(f"built_from_{key}") or "") for key in ("commit", "ref"))
     # The first installer may have written a short commit id.
     if wanted.source and commit and not wanted.source.startswith(commit) and wanted.source != ref:
-        yield f"it was built from {ref or 'commit'} {commit[:12]}, {wanted.source[:12]} is asked for"
+        named = ref if ref and not commit.startswith(ref) else "commit"
+        yield f"it was built from {named} {commit[:12]}, {wanted.source[:12]} is asked for"
 
 
 def _patches(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
@@ -172,6 +229,13 @@ def _version(text: str) -> Version | str:
         return Version(text)
     except (InvalidVersion, ValueError):  # Python refuses numbers of thousands of digits
         return text
+
+
+@lru_cache(maxsize=1024)
+def _at_least(have: str, oldest: str) -> bool:
+    """Whether this torch has the stable ABI of that release: 2.15.0.dev1 has that of 2.14, and not yet that of 2.15."""
+    version = _version(have.partition("+")[0])
+    return isinstance(version, Version) and version >= Version(oldest)
 
 
 @lru_cache(maxsize=1024)

@@ -2,7 +2,8 @@
 
 Runs in the target's interpreter (CPython >= 3.9), beside `sagewheels_smoke.py`, from an empty directory.
 argv[1]: {"calls": [{"call", "arguments", "archs"}], "head_dims", "full": the [smoke.full] table of the manifest}.
-A check is a generator of cases; a case is what `compare` says of it, with `case` for its name, or `error`.
+A check is a generator of cases. A case has `case` for its name, and what `compare` says of it, or else `wrong`, what
+was seen and must not be, or `error`, what kept it from being seen.
 """
 
 import functools
@@ -39,7 +40,7 @@ def same(torch, name, out, want):
     """Equal bit by bit, NaN included: the same kernels on the same input."""
     equal = torch.equal(out.view(torch.int16), want.view(torch.int16))
     differing = int((out.view(torch.int16) != want.view(torch.int16)).sum())
-    return {"case": name} if equal else {"case": name, "error": "%d of %d values differ" % (differing, out.numel())}
+    return {"case": name} if equal else {"case": name, "wrong": "%d of %d values differ" % (differing, out.numel())}
 
 
 def lengths(torch, call, device, order):
@@ -70,7 +71,7 @@ def constant_v(torch, call, device, order):
             worst = float((out[..., channel].float() - wanted).abs().max())
             name = "channel of %.0f head_dim %d" % (wanted, dim)
             off = math.isnan(worst) or worst > 3.0 * order["full"]["max_relative_l2"]
-            yield {"case": name, "error": "off by %.3f" % worst} if off else {"case": name}
+            yield {"case": name, "wrong": "off by %.3f" % worst} if off else {"case": name}
 
 
 def gqa_lse(torch, call, device, order):
@@ -78,22 +79,22 @@ def gqa_lse(torch, call, device, order):
     for layout in ("HND", "NHD"):
         for heads in ([8, 8], [8, 2], [6, 1]):
             q, k, v = draw(torch, device, torch.float16, heads, 300, 128, 7)
-            name = "%s %d/%d heads" % (layout, *heads)
+            name = "%s %d/%d heads" % (layout, heads[0], heads[1])
             try:
                 out, lse = call(*as_layout(layout, q, k, v), tensor_layout=layout, is_causal=False, return_lse=True)
             except Exception as error:
                 yield {"case": name, "error": short(error)}
                 continue
-            yield judged(torch, name, *as_layout(layout, out), reference(torch, q, k, v, False))
+            yield judged(torch, name, as_layout(layout, out)[0], reference(torch, q, k, v, False))
             groups = heads[0] // heads[1]
             scores = q.float() @ k.float().repeat_interleave(groups, dim=1).transpose(2, 3) * 128**-0.5
             want = torch.logsumexp(scores, dim=-1)
             if lse.shape != want.shape:
-                yield {"case": name + " lse", "error": "logsumexp of shape %s" % list(lse.shape)}
+                yield {"case": name + " lse", "wrong": "logsumexp of shape %s" % list(lse.shape)}
                 continue
             worst = float((lse.float() - want).abs().max())
             off = math.isnan(worst) or worst > order["full"]["max_lse_error"]
-            yield {"case": name + " lse", **({"error": "logsumexp off by %.3f" % worst} if off else {})}
+            yield {"case": name + " lse", **({"wrong": "logsumexp off by %.3f" % worst} if off else {})}
 
 
 def cross(torch, call, device, order):
@@ -124,7 +125,7 @@ def long(torch, call, device, order):
         finite = bool(torch.isfinite(out).all())
         name = "length %d %s" % (length, "causal" if causal else "full")
         yield judged(torch, name, out[:, :, rows], torch.softmax(scores, dim=-1) @ values)
-        yield {"case": name + " everywhere", **({} if finite else {"error": "not finite"})}
+        yield {"case": name + " everywhere", **({} if finite else {"wrong": "not finite"})}
 
 
 def side_stream(torch, call, device, order):
@@ -132,6 +133,7 @@ def side_stream(torch, call, device, order):
     for dim in order["head_dims"]:
         q, k, v = draw(torch, device, torch.float16, [8, 8], 512, dim, 7)
         want = call(q, k, v, tensor_layout="HND", is_causal=False)
+        yield judged(torch, "head_dim %d on the default stream" % dim, want, reference(torch, q, k, v, False))
         late = [torch.zeros_like(x) for x in (q, k, v)]
         torch.cuda.synchronize(device)
         stream = torch.cuda.Stream(device)
@@ -150,6 +152,7 @@ def graph_replay(torch, call, device, order):
     for dim in order["head_dims"]:
         first, second = (draw(torch, device, torch.float16, [8, 8], 512, dim, seed) for seed in (7, 8))
         want = call(*second, tensor_layout="HND", is_causal=False)
+        yield judged(torch, "head_dim %d without a graph" % dim, want, reference(torch, *second, False))
         inputs = [x.clone() for x in first]
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):
@@ -177,7 +180,10 @@ def compiled(torch, call, device, order):
 
 
 def second_gpu(torch, call, device, order):
-    """Tensors on another GPU than the current one, which stays the current one."""
+    """Tensors on another GPU than the current one, which stays the current one.
+
+    They travel through the host: where GPUs cannot really read each other's memory, that is no fault of the kernels.
+    """
     here = torch.cuda.current_device()
     others = [index for index in range(torch.cuda.device_count()) if index != here]
     if not others:
@@ -187,13 +193,13 @@ def second_gpu(torch, call, device, order):
         other = torch.device("cuda", index)
         q, k, v = draw(torch, device, torch.float16, [8, 8], 512, 128, 7)
         want = reference(torch, q, k, v, False)
-        out = call(*(x.to(other) for x in (q, k, v)), tensor_layout="HND", is_causal=False)
+        out = call(*(x.cpu().to(other) for x in (q, k, v)), tensor_layout="HND", is_causal=False)
         left = torch.cuda.current_device()
         torch.cuda.set_device(here)
         torch.cuda.synchronize(other)
         name = "cuda:%d while cuda:%d is current" % (index, here)
-        yield judged(torch, name, out.to(device), want)
-        moved = {"error": "cuda:%d is current after the call" % left} if left != here else {}
+        yield judged(torch, name, out.cpu().to(device), want)
+        moved = {"wrong": "cuda:%d is current after the call" % left} if left != here else {}
         yield {"case": name + ", current device", **moved}
 
 
@@ -205,7 +211,7 @@ def refused_launch(torch, call, device, order):
     except Exception:
         yield {"case": "70000 batches"}
     else:
-        yield {"case": "70000 batches", "error": "no error was raised for a launch that cannot be made"}
+        yield {"case": "70000 batches", "wrong": "no error was raised for a launch that cannot be made"}
     finally:
         try:  # an error that nobody asked for would turn up in the next check
             torch.cuda.synchronize(device)
@@ -268,7 +274,7 @@ def on_gpu(torch, index, order):
             row = {"check": check, "call": number, "cases": []}
             started = time.time()
             if gone:
-                row["cases"] = [{"case": "", "error": "not run: the GPU answers no more (%s)" % gone}]
+                row["cases"] = [{"case": "", "error": "not run: the GPU answers no more"}]
             elif check not in CHECKS:
                 row["cases"] = [{"case": "", "error": "this sagewheels does not know the check"}]
             else:
@@ -279,6 +285,8 @@ def on_gpu(torch, index, order):
                     row["cases"] = done(torch, check, call, device, order)
                 torch.cuda.set_device(device)
                 gone = lost(torch, device)
+                if gone and not any(case.get("error") for case in row["cases"]):
+                    row["cases"].append({"case": "afterwards", "error": gone})
             found["checks"].append({**row, "seconds": time.time() - started})
     return {**found, "calls": [{**one, "arguments": one.get("arguments", {})} for one in calls]}
 

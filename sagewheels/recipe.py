@@ -11,10 +11,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from sagewheels import arch
 from sagewheels.arch import Arch
+from sagewheels.bad import SHA256, Mark
 from sagewheels.errors import UsageError
 from sagewheels.resources import ROOT
 
@@ -48,24 +51,36 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class ArchRule:
-    """What the source makes for one arch: the cubin, the extensions, and the kernel that must run there."""
+    """What the source makes for one arch: the cubin, the extensions, and the kernel that must run there.
+
+    `alone`: it cannot be compiled together with another, as 9.0a cannot where one list of archs serves all extensions.
+    """
 
     arch: Arch
     cubin: Arch
     min_cuda: str
     extensions: tuple[str, ...]
     kernel: str
+    alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One build manifest, checked; `smoke` is handed to the smoke probe as it is."""
+    """One build manifest, checked; `smoke` is handed to the smoke probe as it is.
+
+    `needs` is what the package imports besides torch and triton; `extensions_at_once` 0 means: as many as there are;
+    `stable_torch` is the oldest torch of a source on the stable ABI, empty for one that needs the very torch it was
+    compiled with; `also` names other build manifests whose wheels will do as well.
+    """
 
     file: Path
     name: str
     version: str
     package: str
+    needs: tuple[str, ...]
     source: Source
+    stable_torch: str
+    also: tuple[str, ...]
     requires: tuple[str, ...]
     cxx_flags: tuple[str, ...]
     nvcc_flags: tuple[str, ...]
@@ -73,12 +88,14 @@ class Recipe:
     link_flags: tuple[str, ...]
     environment: Mapping[str, str]
     memory_per_unit: int
+    extensions_at_once: int
     headers: tuple[str, ...]
     min_torch: str
     units: Mapping[str, int]
     archs: Mapping[Arch, ArchRule]
     patches: tuple[Patch, ...]
     smoke: Mapping[str, Any] = field(repr=False)
+    known_bad: tuple[Mark, ...] = ()
 
     def rules(self, archs: Sequence[Arch]) -> list[ArchRule]:
         """The rule of each arch; whether it takes a `90a` or a `90` cubin is for the source to say, not the user.
@@ -95,10 +112,27 @@ class Recipe:
     def cubins_for(self, archs: Sequence[Arch]) -> tuple[Arch, ...]:
         """The archs to compile for, each once: 12.0 for a GPU of 12.1 where the source's plain 12.0 cubin serves both.
 
-        Raises UsageError as `rules` does.
+        Raises UsageError as `rules` does, and for archs that this source cannot build together.
         """
-        pairs = zip(self.rules(archs), archs, strict=True)
-        return tuple(sorted({replace(rule.cubin.plain, ptx=one.ptx) for rule, one in pairs}))
+        rules = self.rules(archs)
+        alone = [str(rule.arch) for rule in rules if rule.alone]
+        if alone and len({rule.cubin for rule in rules}) > 1:
+            raise UsageError(f"{alone[0]} cannot be built together with another arch", "Name one with --arch")
+        ptx = {rule.cubin.plain for rule, one in zip(rules, archs, strict=True) if one.ptx}
+        return tuple(sorted({replace(rule.cubin.plain, ptx=rule.cubin.plain in ptx) for rule in rules}))
+
+    def archs_of(self, held: Mapping[str, Sequence[Arch]]) -> tuple[Arch, ...]:
+        """The archs that a wheel serves whose modules hold these: each module that the arch needs has its cubin.
+
+        PTX counts where each of those modules has it too.
+        """
+        found = set()
+        for rule in self.archs.values():
+            modules = [set(held.get(name, ())) for name in rule.extensions]
+            for one in (rule.cubin, replace(rule.cubin, ptx=True)):
+                if all(one in module for module in modules):
+                    found.add(one)
+        return tuple(sorted(found))
 
     def nvcc(self, cuda: str) -> tuple[str, ...]:
         """The flags for an nvcc of this CUDA version: those for all, and those that it is new enough for."""
@@ -127,20 +161,37 @@ def load(name: str) -> Recipe:
     return parse(data, path)
 
 
+def also(main: Recipe) -> tuple[Recipe, ...]:
+    """The build manifests that `main` names in `also`, from its own folder or else from ours.
+
+    Raises UsageError as `load` does, and for one of another package.
+    """
+    places = [(name, main.file.with_name(f"{name}.toml")) for name in main.also]
+    found = tuple(load(str(beside) if beside.is_file() else name) for name, beside in places)
+    for one in found:
+        if one.name != main.name:
+            raise UsageError(f"{main.file}: also names {one.file.stem}, which is of {one.name}")
+    return found
+
+
 def parse(data: Mapping[str, Any], path: Path) -> Recipe:
     """A Recipe from TOML data. Raises UsageError as `load` does."""
     top = _Table(data, path, "")
     if top.whole("schema") != SCHEMA:
         raise UsageError(f"{path}: schema {data['schema']} is not {SCHEMA}", "Update sagewheels")
     source, build, smoke = top.table("source"), top.table("build"), top.table("smoke")
+    stable = top.table("stable_abi")
     since = build.table("nvcc_flags_since")
     units = {name: _units(item) for name, item in top.table("extension").tables()}
     recipe = Recipe(
         file=path,
-        name=top.text("name"),
+        name=canonicalize_name(top.text("name")),
         version=top.text("version"),
         package=top.text("package"),
+        needs=top.requirements("needs"),
         source=_source(source),
+        stable_torch=stable.release("torch") if "stable_abi" in data else "",
+        also=top.texts("also", ()),
         requires=build.texts("requires"),
         cxx_flags=build.texts("cxx_flags", ()),
         nvcc_flags=build.texts("nvcc_flags", ()),
@@ -148,14 +199,16 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         link_flags=build.texts("link_flags", ()),
         environment={key: build.table("environment").text(key) for key in build.table("environment").data},
         memory_per_unit=build.whole("memory_per_unit_mb", 2000) * 1_000_000,
+        extensions_at_once=build.whole("extensions_at_once") if "extensions_at_once" in build.data else 0,
         headers=build.texts("headers", ()),
         min_torch=build.release("min_torch", ""),
         units=units,
         archs=dict(sorted(_rule(name, item, units) for name, item in top.table("arch").tables())),
         patches=tuple(_patch(file, path, top.text("patches_dir", path.stem)) for file in top.texts("patches", ())),
         smoke=_smoke(smoke),
+        known_bad=tuple(mark for item in top.listed("known_bad") for mark in _known_bad(item)),
     )
-    for table in (top, source, build):
+    for table in (top, source, build, stable):
         table.nothing_left()
     return recipe
 
@@ -174,7 +227,7 @@ def _smoke(table: _Table) -> Mapping[str, Any]:
     for key in ("head_dims", "lengths", "dtypes", "layouts", "heads"):
         table.filled(key)
     table.filled("timed", empty=True)
-    _arguments(table)
+    table.table("arguments").values()
     full = table.table("full")
     if full.data:
         _full(full)
@@ -191,26 +244,19 @@ def _full(table: _Table) -> None:
     table.filled("lengths")
     for key in ("every_length_to", "long"):
         table.whole(key)
-    for call in table.list_of_tables("call"):
+    table.filled("call")
+    for call in table.listed("call"):
         call.function("call")
         call.texts("archs", ())
-        _arguments(call)
+        call.table("arguments").values()
         call.nothing_left()
-    for known in table.list_of_tables("known") if "known" in table.data else []:
+    for known in table.listed("known"):
         for key in ("check", "why"):
             known.text(key)
         known.function("call")
-        _arguments(known)
+        known.table("arguments").values()
         known.nothing_left()
     table.nothing_left()
-
-
-def _arguments(table: _Table) -> None:
-    """Extra keyword arguments of a function: text, numbers or booleans."""
-    arguments = table.table("arguments")
-    for key, value in arguments.data.items():
-        if not isinstance(value, (str, int, float)):
-            raise UsageError(f"{arguments.where(key)} must be text, a number or a boolean")
 
 
 def _source(table: _Table) -> Source:
@@ -243,6 +289,7 @@ def _rule(name: str, table: _Table, units: Mapping[str, int]) -> tuple[Arch, Arc
         min_cuda=table.release("min_cuda"),
         extensions=extensions,
         kernel=table.text("kernel"),
+        alone=table.flag("alone"),
     )
     table.nothing_left()
     return own, rule
@@ -255,6 +302,24 @@ def _patch(file: str, manifest: Path, folder: str) -> Patch:
     except OSError as error:
         raise UsageError(f"{manifest}: patches names {file}: {path} cannot be read ({error.strerror})") from None
     return Patch(file=file, path=path, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _known_bad(table: _Table) -> list[Mark]:
+    """One mark for each arch that is named, else one for all."""
+    names = {key: table.text(key, "").lower() for key in ("sha256", "build_key")}
+    if bool(names["sha256"]) == bool(names["build_key"]):
+        raise UsageError(f"{table.where('sha256')}: give either sha256 or build_key")
+    for key, name in names.items():
+        if name and not SHA256.fullmatch(name):
+            raise UsageError(f"{table.where(key)} is not 64 hex digits")
+    reason, listed = table.text("reason"), table.texts("archs", ())
+    try:
+        archs = [str(arch.parse(text).plain) for text in listed]
+    except UsageError as error:
+        raise UsageError(f"{table.where('archs')}: {error.what}") from None
+    table.nothing_left()
+    sha256, key = names["sha256"], names["build_key"]
+    return [Mark(reason=reason, wheel_sha256=sha256, build_key=key, arch=one) for one in archs or [""]]
 
 
 class _Table:
@@ -291,6 +356,11 @@ class _Table:
         value: int = self._get(key, int, default)
         if value < 1:
             raise UsageError(f"{self.where(key)} must be positive")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """True or false, which it is when it is missing."""
+        value: bool = self._get(key, bool, False)
         return value
 
     def function(self, key: str) -> str:
@@ -333,14 +403,30 @@ class _Table:
             raise UsageError(f"{self.where(key)} must be a list of text")
         return tuple(value)
 
+    def listed(self, key: str) -> list[_Table]:
+        """The tables of a `[[key]]`, by their number from 1; none when it is missing."""
+        items = enumerate(self._get(key, list, []), 1)
+        return [_Table(item, self._path, f"{self._key}{key}[{at}].") for at, item in items]
+
+    def requirements(self, key: str) -> tuple[str, ...]:
+        """A list of requirements such as einops>=0.7, empty when it is missing."""
+        found = self.texts(key, ())
+        for text in found:
+            try:
+                Requirement(text)
+            except InvalidRequirement:
+                raise UsageError(f"{self.where(key)}: {text!r} is no requirement such as einops>=0.7") from None
+        return found
+
+    def values(self) -> None:
+        """Checks that this table holds text, numbers and booleans only."""
+        for key, value in self.data.items():
+            if not isinstance(value, (str, int, float, bool)):
+                raise UsageError(f"{self.where(key)} must be text, a number or a boolean")
+
     def table(self, key: str) -> _Table:
         """A table below this one, empty when it is missing."""
         return _Table(self._get(key, dict, {}) or {}, self._path, f"{self._key}{key}.")
-
-    def list_of_tables(self, key: str) -> list[_Table]:
-        """The tables of an array of tables; there must be at least one."""
-        self.filled(key)
-        return [_Table(item, self._path, f"{self._key}{key}[{place}].") for place, item in enumerate(self.data[key])]
 
     def tables(self) -> list[tuple[str, _Table]]:
         """Every table below this one; there must be at least one."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import sagewheels
-from sagewheels import proc, ui
+from sagewheels import blame, proc, ui
 from sagewheels.arch import Arch
+from sagewheels.blame import Fault
 from sagewheels.config import Settings
 from sagewheels.errors import SmokeFailed
 from sagewheels.host import Host
@@ -27,18 +28,30 @@ PROBES = ("smoke", "full")
 """The long checks use what the short ones are made of."""
 
 
+class Crashed(SmokeFailed):
+    """The `probe` ended without an answer; `ended` is its exit code, negative for a signal."""
+
+    def __init__(self, what: str, remedy: str, *, probe: str, ended: int) -> None:
+        super().__init__(what, remedy)
+        self.probe, self.ended = probe, ended
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What smoke found: `failures` empty means that it passed; `proofs` is empty where nothing could be computed."""
+    """What smoke found: `failures` empty means that it passed; `proofs` is empty where nothing could be computed.
+
+    `faults` are the failures that are the wheel's own, whatever the machine.
+    """
 
     failures: tuple[str, ...]
     proofs: tuple[dict[str, Any], ...]
     loaded_only: bool
+    faults: tuple[Fault, ...] = ()
 
-    def after(self, failures: Sequence[str], checks: Sequence[str]) -> Outcome:
+    def after(self, failures: Sequence[str], faults: Sequence[Fault], checks: Sequence[str]) -> Outcome:
         """This outcome after more checks: the proofs name them, or are no proofs any more."""
         if failures:
-            return replace(self, failures=tuple(failures), proofs=(), loaded_only=False)
+            return replace(self, failures=tuple(failures), proofs=(), loaded_only=False, faults=tuple(faults))
         return replace(self, proofs=tuple({**proof, "full": list(checks)} for proof in self.proofs))
 
     @property
@@ -54,7 +67,7 @@ class Outcome:
 def run(settings: Settings, recipe: Recipe, found: Target, host: Host, extensions: Sequence[str]) -> Outcome:
     """Runs the probe in the target from an empty directory, shows the table, and judges what it printed.
 
-    Raises SmokeFailed only when the probe gave no answer that could be judged.
+    Raises Crashed only when the probe gave no answer that could be judged.
     """
     order = {
         "package": recipe.package,
@@ -72,7 +85,7 @@ def run(settings: Settings, recipe: Recipe, found: Target, host: Host, extension
 def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any], seconds: int) -> dict[str, Any]:
     """What a probe prints when it runs in the target, from an empty directory, with the other probes beside it.
 
-    Raises SmokeFailed when that is no answer.
+    Raises Crashed when that is no answer.
     """
     with tempfile.TemporaryDirectory(prefix="sagewheels-smoke-") as name:
         folder = Path(name)
@@ -88,7 +101,7 @@ def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any],
         answer: dict[str, Any] = json.loads(done.out.strip().splitlines()[-1])
     except (ValueError, IndexError):
         what = f"the kernels brought the interpreter down ({proc.ending(done.code)}): {done.last_line[:200]}"
-        raise SmokeFailed(what, f"The whole output is {log}") from None
+        raise Crashed(what, f"The whole output is {log}", probe=probe, ended=done.code) from None
     return answer
 
 
@@ -102,20 +115,32 @@ def _log(settings: Settings, done: proc.Result) -> Path:
 def judge(answer: Mapping[str, Any], recipe: Recipe, host: Host, found: Target) -> Outcome:
     """Failures and proofs from what the probe printed. Pure."""
     failures = [*_import_failures(answer, found, host)]
-    proofs = []
+    faults = blame.of_imports(answer, recipe.package, host)
+    proofs, right_on = [], []
     if host.gpus and not answer["gpus"] and not failures:
         failures.append(f"torch {answer['torch']} sees no GPU, nvidia-smi lists {len(host.gpus)}")
     for gpu in answer["gpus"]:
         wrong = list(_gpu_failures(gpu, recipe))
         failures += [f"GPU {gpu['index']} ({gpu['name']}): {text}" for text in wrong]
+        if wrong and _is_wheels(gpu, recipe):
+            faults.append(Fault(arch=gpu["arch"], gpu=gpu["name"], reason=wrong[0]))
         if not wrong:
             proofs.append(_proof(gpu, answer, found, host, recipe))
+            right_on.append(gpu["arch"])
     passed = not failures
     return Outcome(
         failures=tuple(failures),
         proofs=tuple(proofs) if passed else (),
         loaded_only=passed and not answer["gpus"],
+        faults=blame.settled(faults, right_on),
     )
+
+
+def _is_wheels(gpu: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether what is wrong on this GPU is the wheel's fault and not the machine's."""
+    rule = recipe.archs.get(_arch(gpu["arch"]))
+    wrong = [case for case in (*gpu["cases"], *gpu["timed"]) if not right(case, recipe)]
+    return blame.of_gpu(gpu, wrong, rule.kernel if rule else "")
 
 
 def _import_failures(answer: Mapping[str, Any], found: Target, host: Host) -> Iterator[str]:

@@ -74,6 +74,26 @@ def faults(found: Target, need: Need, settings: Settings) -> list[str]:
     ]
 
 
+def names(needs: Iterable[str]) -> list[str]:
+    """The distributions that these requirements name."""
+    return [Requirement(need).name for need in needs]
+
+
+def missing(found: Target, needs: Iterable[str]) -> list[str]:
+    """Those of a package's needs besides the stack that the target does not meet. Pure."""
+    asked = [(need, Requirement(need)) for need in needs]
+    return [
+        need
+        for need, one in asked
+        if one.name not in found.versions or not one.specifier.contains(found.versions[one.name], prereleases=True)
+    ]
+
+
+def add(settings: Settings, found: Target, needs: Sequence[str]) -> None:
+    """Installs exactly these, without what they in turn require: torch is not theirs to change. Raises StoreError."""
+    installer.pip(settings, found, "install", ["--no-deps", *needs], error=StoreError)
+
+
 def _driver_faults(cuda: str, need: Need) -> Iterable[str]:
     """Within one CUDA major any driver of that major runs; a newer major does not run on an older driver."""
     if need.driver_cuda and int(cuda.split(".", maxsplit=1)[0]) > int(need.driver_cuda.split(".")[0]):

@@ -7,18 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from sagewheels import build as compiling
-from sagewheels import buildplan, full, installed, smoke, stack, ui, verify, wheel, wheelhouse
+from sagewheels import buildplan, full, installed, marking, smoke, stack, ui, verify, wheel, wheelhouse
 from sagewheels import fetch as fetching
 from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest
 from sagewheels.match import rank
+from sagewheels.recipe import Recipe
 
 Made = tuple[Path, WheelManifest]
 
 
 def do_stack(job: Job) -> None:
-    """A good CUDA PyTorch and Triton in the target. Raises UsageError, StoreError."""
+    """A good CUDA PyTorch and Triton in the target, and what else the package needs. Raises UsageError, StoreError."""
+    _torch(job)
+    lacking = stack.missing(job.target, job.recipe.needs)
+    if not lacking:
+        return
+    ui.say("stack", f"{'would install' if job.dry_run else 'installing'} {' '.join(lacking)} for {job.recipe.name}")
+    if job.dry_run:
+        return
+    stack.add(job.settings, job.target, lacking)
+    job.target = None
+    if stack.missing(job.target, lacking):
+        raise UsageError(f"{' '.join(lacking)} did not arrive in {job.target.site}", "Look for settings of uv or pip")
+
+
+def _torch(job: Job) -> None:
+    """A good CUDA PyTorch and Triton in the target."""
     cut_off = stack.pending_path(job.settings, job.target)
     wrong = stack.faults(job.target, job.need, job.settings)
     if cut_off.exists():
@@ -99,16 +115,18 @@ def do_verify(job: Job, made: Made) -> None:
     if job.dry_run:
         ui.say("verify", f"would check {path.name} and install it in {job.target.prefix}")
         return
-    found = verify.check(path, manifest, job.wanted(here=True), job.recipe)
-    archs = ", ".join(map(str, found.archs))
+    # fetch, choose and auto pass over what smoke found bad: it only comes here when the user named it.
+    recipe = job.recipe_of(manifest)
+    found = verify.check(path, manifest, job.wanted(here=True, named=True), recipe)
+    archs = ", ".join(map(str, recipe.archs_of(found.held)))
     checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
     ui.say("verify", f"{path.name}: {checked}RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised")
-    job.target = installed.install(job.settings, job.target, job.recipe, path, found.sha256)
+    job.target = installed.install(job.settings, job.target, recipe, path, found.sha256)
 
 
 def do_build(job: Job, *, force: bool = False) -> Made | None:
     """A wheel for the archs in the wheelhouse; None in a dry run. Raises UsageError, StoreError, BuildFailed."""
-    job.recipe.rules(job.archs)
+    job.recipe.cubins_for(job.archs)
     if job.target.torch is None or not job.target.torch.cuda:
         raise UsageError("the target has no CUDA torch to compile against", "Run the stack task first")
     if job.dry_run:
@@ -121,7 +139,8 @@ def do_build(job: Job, *, force: bool = False) -> Made | None:
         return None
     plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host)
     ui.say("build", f"nvcc {plan_.toolkit.build} from {plan_.toolkit.origin}, {plan_.toolkit.compiler}")
-    return compiling.run(job.settings, plan_, force=force)
+    wanted = job.wanted()
+    return compiling.run(job.settings, plan_, force=force, known_bad=wanted.known_bad, archs=wanted.archs)
 
 
 def do_upload(job: Job, made: Made, *, asked: bool = False) -> bool:
@@ -142,7 +161,7 @@ def do_upload(job: Job, made: Made, *, asked: bool = False) -> bool:
         ui.say("upload", f"nothing was published: {why}. {path} stays in the wheelhouse")
         return False
     verify.bytes_as_promised(path, manifest)
-    wheel.inspect(path, job.recipe.package)
+    verify.stable(wheel.inspect(path, job.recipe.package), manifest)
     if index.publish(job.store, path, manifest):
         standing = "proven" if manifest.proofs else "a candidate until it is proven"
         ui.say("upload", f"{path.name} is in {job.store.label}, {standing}")
@@ -162,27 +181,34 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
     if job.recipe.name not in job.target.versions:
         raise UsageError(f"{job.recipe.name} is not installed in {job.target.prefix}", "Run install or auto first")
     made = _ours(job, state)
+    recipe = _recipe(job, state, made)
     if long:
-        full.table(job.recipe)
+        full.table(recipe)
     if job.dry_run:
         ui.say("smoke", f"would run {job.recipe.name} {job.target.versions[job.recipe.name]} on {_gpus(job)}")
         return None
     extensions = made[1].data.get("extensions") if made else None
-    names = list(extensions) if isinstance(extensions, dict) else list(job.recipe.extensions(_known(job)))
+    names = list(extensions) if isinstance(extensions, dict) else list(recipe.extensions(_known(job, recipe)))
+    found = job.target
     try:
-        outcome = smoke.run(job.settings, job.recipe, job.target, job.host, names)
+        outcome = smoke.run(job.settings, recipe, found, job.host, names)
         if long and not outcome.failures:
-            checks = full.table(job.recipe)["checks"]
-            outcome = outcome.after(full.run(job.settings, job.recipe, job.target, job.host), checks)
+            outcome = full.run(job.settings, recipe, found, job.host, outcome)
     except SmokeFailed as error:
-        raise SmokeFailed(error.what, f"{_put_back(job)}. {error.remedy}") from None
+        words = _put_back(job)
+        if made and isinstance(error, smoke.Crashed):
+            marking.record_crash(job, made[1], str(state.get("sha256")), error, found)
+        raise SmokeFailed(error.what, f"{words}. {error.remedy}") from None
     except BaseException:  # Ctrl-C, a full disk, nobody who reads our output: what is not proven does not stay
         _put_back(job)
         raise
     if outcome.failures:
         for text in outcome.failures:
             ui.say("smoke", f"FAILED: {text}")
-        raise SmokeFailed(f"smoke failed: {outcome.failures[0]}", f"{_put_back(job)}; the wheel is not proven")
+        words = _put_back(job)
+        if made:
+            marking.record(job, made[1], str(state.get("sha256")), outcome.faults, found)
+        raise SmokeFailed(f"smoke failed: {outcome.failures[0]}", f"{words}; the wheel is not proven")
     ui.say("smoke", outcome.words)
     _remember(job, state, outcome)
     if made:
@@ -194,9 +220,18 @@ def _gpus(job: Job) -> str:
     return ", ".join(gpu.name for gpu in job.host.gpus) or "no GPU: load only"
 
 
-def _known(job: Job) -> tuple[Any, ...]:
+def _recipe(job: Job, state: dict[str, Any], made: Made | None) -> Recipe:
+    """The build manifest of what is installed, which decides what it must be able to do."""
+    if made:
+        return job.recipe_of(made[1])
+    ours = installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256")))
+    named = [one for one in job.also if ours and one.file.stem == state.get("manifest")]
+    return named[0] if named else job.recipe
+
+
+def _known(job: Job, recipe: Recipe) -> tuple[Any, ...]:
     """The archs of this machine that the manifest knows, else all of the wanted ones."""
-    return tuple(one for one in job.host.archs if one in job.recipe.archs) or tuple(one.plain for one in job.archs)
+    return tuple(one for one in job.host.archs if one in recipe.archs) or tuple(one.plain for one in job.archs)
 
 
 def _ours(job: Job, state: dict[str, Any]) -> Made | None:
@@ -253,11 +288,14 @@ def _record(job: Job, made: Made, outcome: smoke.Outcome) -> None:
         wheelhouse.write_manifest(job.settings, manifest.updated(loads=[*loads, entry]))
         return
     known = {_occasion(proof.raw) for proof in manifest.proofs}
-    fresh = [one for one in outcome.proofs if _occasion(one) not in known]
+    marks = marking.against(job, manifest)
+    fresh = [one for one in outcome.proofs if marking.overrules(one, marks) or _occasion(one) not in known]
     if not fresh:
         return
+    fresh = [marking.newer(one, marks) for one in fresh]
     proven = manifest.updated(proofs=[*(manifest.data.get("proofs") or []), *fresh])
     wheelhouse.write_manifest(job.settings, proven)
+    marking.take_back(job, proven)
     _publish_proof(job, proven)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sagewheels import arch, match, wheel
+from sagewheels import arch, match, stableabi, wheel
 from sagewheels.errors import Refused
 from sagewheels.manifest import WheelManifest
 from sagewheels.match import Wanted
@@ -44,9 +44,19 @@ def check(path: Path, manifest: WheelManifest, wanted: Wanted, recipe: Recipe) -
     if not verdict.fits:
         raise Refused(f"{path.name} was not made for this machine: {'; '.join(verdict.reasons)}")
     found = wheel.inspect(path, recipe.package)
+    stable(found, manifest)
     _binaries(found, manifest, wanted, recipe)
     _libraries(found, wanted)
     return found
+
+
+def stable(found: Wheel, manifest: WheelManifest) -> None:
+    """A wheel that claims many a torch needs nothing but libtorch's stable ABI. Raises Refused with the symbol."""
+    for name, item in found.extensions.items() if manifest.stable_torch else ():
+        more = stableabi.beyond_torch(item.undefined)
+        if more:
+            what = f"{name} needs {more[0]}, which is not in the stable ABI of libtorch"
+            raise Refused(f"{found.path.name} claims torch {manifest.needs_torch}, but {what}")
 
 
 def _binaries(found: Wheel, manifest: WheelManifest, wanted: Wanted, recipe: Recipe) -> None:
@@ -59,7 +69,7 @@ def _binaries(found: Wheel, manifest: WheelManifest, wanted: Wanted, recipe: Rec
                 what = f"{name} holds {real.get(name, 'nothing')}, its manifest says {claimed.get(name, 'nothing')}"
                 raise Refused(f"{found.path.name}: {what}")
     for gpu in wanted.archs:
-        rule = next((one for one in recipe.archs.values() if one.cubin.runs_on(gpu)), None)
+        rule = recipe.archs.get(gpu) or next((one for one in recipe.archs.values() if one.cubin.runs_on(gpu)), None)
         for name in rule.extensions if rule else ():
             have = found.extensions[name].archs if name in found.extensions else ()
             if not any(one.runs_on(gpu) for one in have if not one.ptx):

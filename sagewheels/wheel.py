@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.parser import HeaderParser
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -26,7 +26,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 from elftools.elf.sections import SymbolTableSection
 
-from sagewheels import arch, proc
+from sagewheels import arch, proc, stableabi
 from sagewheels.arch import Arch
 from sagewheels.errors import Refused, UsageError
 
@@ -37,13 +37,14 @@ _CUBIN = re.compile(r"\bsm_(\d+[af]?)\b")
 
 @dataclass(frozen=True, kw_only=True)
 class Extension:
-    """One extension module: archs of its cubins, PTX included, libraries it needs, newest GLIBC symbol."""
+    """One extension module: archs of its cubins, PTX included, libraries and symbols it needs, newest GLIBC symbol."""
 
     module: str
     archs: tuple[Arch, ...]
     needed: tuple[str, ...]
     glibc: str
     abi: str
+    undefined: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,9 @@ class Wheel:
     extensions: Mapping[str, Extension]
 
     @property
-    def archs(self) -> tuple[Arch, ...]:
-        """The archs, and PTX versions, that every extension with CUDA code has."""
-        have = [set(item.archs) for item in self.extensions.values() if item.archs]
-        return tuple(sorted(set.intersection(*have))) if have else ()
+    def held(self) -> Mapping[str, tuple[Arch, ...]]:
+        """The archs of the cubins, PTX included, in each extension module."""
+        return {name: item.archs for name, item in self.extensions.items()}
 
     @property
     def glibc(self) -> str:
@@ -84,7 +84,8 @@ def inspect(path: Path, package: str) -> Wheel:
     """The facts of the wheel at `path`, whose importable package is `package`.
 
     Raises Refused, with the reason, when it is not a wheel that can be installed without harm: not a zip, a member
-    outside the package, a RECORD that lies, metadata of another package, binaries that cannot be read.
+    outside the package, a RECORD that lies, metadata of another package, binaries that cannot be read, or that need
+    more of Python than the tag abi3 promises.
     """
     sha256, size = file_hash(path)
     try:
@@ -96,6 +97,7 @@ def inspect(path: Path, package: str) -> Wheel:
             name, version = _metadata(archive, info, path.name)
             tags = _tags(archive, info, path.name)
             extensions = dict(_extensions(archive, package))
+            _limited(tags, extensions, path.name)
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -179,6 +181,16 @@ def _tags(archive: zipfile.ZipFile, info: str, file: str) -> tuple[str, ...]:
     return tags
 
 
+def _limited(tags: tuple[str, ...], extensions: Mapping[str, Extension], file: str) -> None:
+    """A wheel that is tagged abi3 uses the limited API of the Python in its tag and nothing else."""
+    python = stableabi.oldest_python(tags)
+    for name, item in extensions.items() if python else ():
+        more = stableabi.beyond_python(item.undefined, python)
+        if more:
+            what = f"{name} needs {more[0]}, which is not in the limited API of Python {python}"
+            raise Refused(f"{file} is tagged abi3, but {what}")
+
+
 def _text(archive: zipfile.ZipFile, name: str, file: str) -> str:
     try:
         return archive.read(name).decode("utf-8")
@@ -207,7 +219,9 @@ def _extension(path: Path, module: str) -> Extension:
             versions = [one for one in sections if isinstance(one, GNUVerNeedSection)]
             names = [aux.name for one in versions for _, each in one.iter_versions() for aux in each]
             tables = [one for one in sections if isinstance(one, SymbolTableSection)]
-            cxx11 = any("__cxx11" in symbol.name for one in tables for symbol in one.iter_symbols())
+            symbols = [symbol for one in tables for symbol in one.iter_symbols()]
+            cxx11 = any("__cxx11" in symbol.name for symbol in symbols)
+            undefined = {symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name}
     except (ELFError, OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
         raise Refused(f"{path.name} is not a readable ELF file ({error})") from None
     glibc = [name[6:] for name in names if re.fullmatch(r"GLIBC_\d+(\.\d+)*", name)]
@@ -217,6 +231,7 @@ def _extension(path: Path, module: str) -> Extension:
         needed=tuple(sorted(needed)),
         glibc=max(glibc, key=_release, default=""),
         abi="cxx11" if cxx11 else "",
+        undefined=tuple(sorted(undefined)),
     )
 
 

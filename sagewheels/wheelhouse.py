@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from sagewheels import ui, wheel
+from sagewheels import bad, ui, wheel
+from sagewheels.bad import Mark
 from sagewheels.config import Settings
 from sagewheels.errors import SageError
 from sagewheels.manifest import WheelManifest, loads
+from sagewheels.store.files import arriving
+
+MARKS = "known-bad.json"
+"""What smoke found bad on this machine, whether or not the store could be told."""
 
 
 def wheels(settings: Settings) -> list[tuple[Path, WheelManifest]]:
@@ -52,3 +59,28 @@ def write_manifest(settings: Settings, manifest: WheelManifest) -> None:
     part = place.with_name(f".{place.name}.{os.getpid()}.part")
     part.write_text(manifest.to_json(), encoding="utf-8")
     part.replace(place)
+
+
+def raw_marks(settings: Settings) -> list[Any]:
+    """The marks as JSON; none when they cannot be read (they spare a try, no more)."""
+    try:
+        found = json.loads((settings.wheelhouse_dir / MARKS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    listed = found.get(bad.KEY) if isinstance(found, dict) else None
+    return listed if isinstance(listed, list) else []
+
+
+def marks(settings: Settings) -> list[Mark]:
+    """What smoke found bad on this machine."""
+    return [mark for item in raw_marks(settings) if (mark := bad.read(item))]
+
+
+def write_marks(settings: Settings, listed: list[Any]) -> None:
+    """Writes the marks, whole or not at all; the file goes with the last of them."""
+    place = settings.wheelhouse_dir / MARKS
+    if not listed:
+        place.unlink(missing_ok=True)
+        return
+    with arriving(place) as stream:
+        stream.write(f"{json.dumps({bad.KEY: listed}, indent=2, sort_keys=True)}\n".encode())

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from sagewheels import arch, build, buildplan, describe, recipe, toolkit
+from sagewheels import arch, bad, build, buildplan, describe, recipe, source, toolkit
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
-from sagewheels.errors import UsageError
+from sagewheels.errors import BuildFailed, UsageError
 from sagewheels.host import Host
 from sagewheels.recipe import Recipe
 from sagewheels.source import Checkout
@@ -135,6 +135,14 @@ def test_the_label_says_for_which_stack_a_wheel_is(plan: Plan, torch: str, cuda:
     assert Version(f"2.2.0+{found}").local == found, "a valid local version, and in its normal form"
 
 
+@pytest.mark.parametrize(("torch", "cuda"), [("2.11.0+cu130", "13.0"), ("2.15.0+cu132", "13.2")])
+def test_the_label_of_a_stable_wheel_names_neither_torch_nor_the_minor_of_cuda(
+    plan: Plan, torch: str, cuda: str
+) -> None:
+    stable = replace(with_torch(plan, torch, cuda), recipe=recipe.load("sageattention-2.2.0-abi3"))
+    assert buildplan.label(stable, "0123456789abcdef" * 4) == "cu13sm120.k01234567"
+
+
 def key(plan: Plan, commit: str = COMMIT, patches: tuple[str, ...] = ("aa", "bb")) -> str:
     return buildplan.build_key(plan, commit, patches)
 
@@ -202,11 +210,12 @@ def test_the_build_key_does_not_change_with_what_makes_no_other_wheel(plan: Plan
 def prepare(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     """prepare() where the toolkit is that of the plan, and the build tools are there."""
 
-    def make(settings: Settings, *, cuda: str = "13.0", archs: str = "12.0") -> Plan:
+    def make(settings: Settings, *, cuda: str = "13.0", archs: str = "12.0", manifest: str = "") -> Plan:
+        made_by = recipe.load(manifest) if manifest else plan.recipe
         kit = replace(plan.toolkit, version=cuda)
         monkeypatch.setattr(toolkit, "find", lambda *args, **options: kit)
         monkeypatch.setattr(buildplan, "_tools", lambda *args: plan.tools)
-        return buildplan.prepare(settings, plan.recipe, arch.parse_list(archs), plan.target, host(8, 64 * GB))
+        return buildplan.prepare(settings, made_by, arch.parse_list(archs), plan.target, host(8, 64 * GB))
 
     return make
 
@@ -242,11 +251,20 @@ def test_the_users_flags_follow_the_manifests_and_change_the_key(
 
 
 def test_archs_that_no_single_build_can_hold_are_refused(prepare: Callable[..., Plan]) -> None:
+    """Where one list of archs serves all extensions, wgmma cannot be compiled beside another arch."""
+    one_list = {"manifest": "spargeattn-0.1.0"}
     with pytest.raises(UsageError) as caught:
-        prepare(Settings(), archs="9.0;12.0")
+        prepare(Settings(), archs="9.0;12.0", **one_list)
     assert str(caught.value) == "9.0 cannot be built together with another arch. Name one with --arch."
-    assert [str(rule.cubin) for rule in prepare(Settings(), archs="9.0").rules] == ["9.0a"]
-    assert [str(rule.cubin) for rule in prepare(Settings(), archs="8.9;12.0").rules] == ["8.9", "12.0"]
+    assert [str(rule.cubin) for rule in prepare(Settings(), archs="9.0", **one_list).rules] == ["9.0a"]
+    assert [str(rule.cubin) for rule in prepare(Settings(), archs="8.9;12.0", **one_list).rules] == ["8.9", "12.0"]
+
+
+def test_each_extension_has_its_own_archs(prepare: Callable[..., Plan]) -> None:
+    """A patch sees to that, so that 9.0 may stand beside others; one plain cubin serves its neighbours too."""
+    assert [str(rule.cubin) for rule in prepare(Settings(), archs="9.0;12.0").rules] == ["9.0a", "12.0"]
+    plan = prepare(Settings(), archs="12.0;12.1+PTX;10.3")
+    assert (arch.join(plan.archs), [str(rule.arch) for rule in plan.rules]) == ("10.0;12.0+PTX", ["10.0", "12.0"])
 
 
 def test_every_field_of_a_plan_is_weighed_in_these_tests() -> None:
@@ -407,3 +425,40 @@ def test_what_the_source_is_told(plan: Plan, tmp_path: Path) -> None:
     assert label == "[egg_info]\ntag_build = +cu130torch2.11sm90.k01234567\n"
     own = build.environment(replace(settings, cudaarchs="90a"), plan, tree, "0" * 64, tmp_path)
     assert own["CUDAARCHS"] == "90a"
+
+
+def test_a_build_that_is_known_to_be_bad_is_refused_at_once(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same inputs would give the same wheel, minutes later."""
+    tree = Checkout(folder=tmp_path, repo="r", ref="v", commit=COMMIT, epoch=1700000000, patches=())
+    monkeypatch.setattr(source, "checkout", lambda settings, recipe, folder: tree)
+    bad_key = buildplan.build_key(plan, COMMIT, [])
+    raw = {"wheel_sha256": "ab" * 32, "build_key": bad_key, "arch": "12.0", "at_utc": "2026-11-22T10:00:00Z"}
+    mark = bad.read({**raw, "gpu": "RTX", "reason": "not finite"})
+    assert mark
+    settings = Settings(work_dir=tmp_path / "work", wheelhouse_dir=tmp_path / "house", log_dir=tmp_path / "logs")
+    with pytest.raises(BuildFailed) as caught:
+        build.run(settings, plan, known_bad=bad.by_name([mark]))
+    assert str(caught.value) == (
+        f"what would be compiled, build key {bad_key[:8]}, is known to be bad on arch 12.0: not finite "
+        "(RTX, 2026-11-22). Change torch or patches; build --force and auto --rebuild compile it anyway."
+    )
+    assert list(tmp_path.iterdir()) == []
+    spark = bad.by_name([replace(mark, arch="12.1")])
+    with pytest.raises(BuildFailed, match=r" is known to be bad on arch 12\.1: not finite "):
+        build.run(settings, plan, known_bad=spark, archs=arch.parse_list("12.1"))
+
+
+@pytest.mark.parametrize(
+    ("cores", "set_", "extensions", "compilers"), [(16, {}, 1, 16), (16, {"ext_parallel": 2}, 2, 16)]
+)
+def test_a_source_that_builds_one_extension_after_the_other(
+    sage: Recipe, cores: int, set_: dict[str, int], extensions: int, compilers: int
+) -> None:
+    """All cores go to the one that is under way."""
+    one = replace(sage, extensions_at_once=1)
+    settings = Settings(**set_)  # type: ignore[arg-type]
+    plan = buildplan.jobs(settings, one, arch.parse_list("12.0"), host(cores, 64 * GB))
+    assert (plan.extensions, plan.compilers) == (extensions, compilers)
+    assert buildplan.jobs(Settings(), one, arch.parse_list("12.0"), host(4, 64 * GB)).compilers == 4

@@ -24,6 +24,7 @@ from tests.wheels import NAME, TAG, VERSION, Machine
 TASKS = "auto build clean demo doctor fetch init-hf install lint list smoke stack test upload verify".split()
 GOOD = f"{NAME}-{VERSION}{wheels.LABEL}-{TAG}.whl"
 TOKEN = "hf_averysecrettoken"
+MANIFESTS = ", ".join(sorted(path.stem for path in (ROOT / "manifests").glob("*.toml")))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_a_mistyped_task_or_flag(shell: Shell) -> None:
         (
             ["auto", "--manifest", "nothing"],
             {},
-            "there is no build manifest 'nothing'. Use one of demo, sageattention-2.2.0, or the path of a .toml file.",
+            f"there is no build manifest 'nothing'. Use one of {MANIFESTS}, or the path of a .toml file.",
         ),
         (
             ["list"],
@@ -435,6 +436,7 @@ def test_clean_removes_what_can_be_made_again(shell: Shell) -> None:
     for path in (house / GOOD, house / f"{GOOD}.json", house / "mine.whl", logs / "build-1.log", logs / "mine.log"):
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    (house / "known-bad.json").touch()
     before = wheels.tree(shell.folder)
     dry = shell("clean", "--all", "--dry-run")
     assert wheels.tree(shell.folder) == before
@@ -443,6 +445,7 @@ def test_clean_removes_what_can_be_made_again(shell: Shell) -> None:
         f"[clean] would remove {work}/toolkit (1.0 kB)",
         f"[clean] would remove {house / GOOD} (0.0 kB)",
         f"[clean] would remove {house / GOOD}.json (0.0 kB)",
+        f"[clean] would remove {house}/known-bad.json (0.0 kB)",
         f"[clean] would remove {logs}/build-1.log (0.0 kB)",
         "[clean] 2.0 kB would be freed",
     ]

@@ -159,6 +159,28 @@ def test_an_empty_store(bench: Bench, capsys: pytest.CaptureFixture[str]) -> Non
     assert lines(capsys)[1:] == [f"[fetch] {bench.label} holds no wheels at all{missing}"]
 
 
+def test_a_wheel_that_is_known_to_be_bad(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """A good one behind it is taken; without one, the list says why. Another arch does not care."""
+    first, other = bench.make(proofs=[PROOF]), bench.make("+cu130torch2.11sm120.k2")
+    gpu, moment = PROOF["gpu"], "2026-11-22T10:00:00Z"
+    mark = {"wheel_sha256": first.wheel_sha256, "arch": "12.0", "gpu": gpu, "at_utc": moment, "reason": "not finite"}
+    listed = [dict(first.data), dict(other.data)]
+    bench.put(first, other)
+    bench.files["index.json"] = json.dumps({"wheels": listed, "known_bad": [mark, "strange"]}).encode()
+    bench.write()
+    assert fetch.fetch(bench.job())[0].name == other.wheel_file
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0] == f"[fetch] {other.wheel_file} fits, a candidate, not proven yet"
+    assert shown.err == "[store] warning: index.json: 1 mark in known_bad cannot be read\n"
+    bench.files["index.json"] = json.dumps({"wheels": listed[:1], "known_bad": [mark]}).encode()
+    bench.write()
+    error(NothingCompatible, bench.job())
+    why = "it is known to be bad on arch 12.0: not finite (NVIDIA GeForce RTX 5090, 2026-11-22)"
+    assert lines(capsys)[1:] == [f"[fetch] rejected {GOOD}: {why}"]
+    (verdict,) = bench.job(torch_cuda_arch_list="8.9").verdicts()
+    assert verdict.reasons == ("it holds code for 12.0, which does not run on 8.9",)
+
+
 def test_a_long_list_is_cut(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     one = bench.make(torch_version="2.12.0")
     many = [one.updated(wheel_file=one.wheel_file.replace("sm120", f"sm120.k{number}")) for number in range(23)]

@@ -85,6 +85,7 @@ def test_install_into_an_environment_that_had_none(
     assert after.versions == {wheels.NAME: "1.0+cu130torch2.11sm120"}
     assert place.state == {
         "wheel": ours.name,
+        "manifest": "tiny",
         "sha256": file_hash(ours)[0],
         "record": installed.fingerprint(after, place.recipe),
         "previous": None,

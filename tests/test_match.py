@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from packaging import tags
 
-from sagewheels import arch
+from sagewheels import arch, bad
+from sagewheels.arch import Arch
 from sagewheels.manifest import WheelManifest, parse
 from sagewheels.match import Verdict, Wanted, judge, rank
 
@@ -122,6 +124,7 @@ PINNED, OTHER = "eb615cf6cf4d221338033340ee2de1c37fbdba4a", "93128b972683e52cd38
         (OTHER, "main", "main", ""),
         (OTHER, "main", PINNED, "it was built from main 93128b972683, eb615cf6cf4d is asked for"),
         (OTHER, None, PINNED, "it was built from commit 93128b972683, eb615cf6cf4d is asked for"),
+        (OTHER, OTHER, PINNED, "it was built from commit 93128b972683, eb615cf6cf4d is asked for"),
         (PINNED, "v2.2.0", "main", "it was built from v2.2.0 eb615cf6cf4d, main is asked for"),
     ],
 )
@@ -371,3 +374,41 @@ def test_a_store_of_ten_thousand_wheels_is_ranked_rightly() -> None:
         f"2026-01-0{build}" for build in (5, 4, 3, 1)
     ]
     assert all(verdict.reasons for verdict in verdicts[5:])
+
+
+def test_a_wheel_that_is_known_to_be_bad() -> None:
+    raw = {"arch": "12.0", "gpu": "NVIDIA GeForce RTX 5090", "at_utc": "2026-11-22T10:00:00Z", "reason": "not finite"}
+    found = bad.read({"wheel_sha256": "ab" * 32, **raw})
+    assert found
+    known = bad.by_name([found])
+    why = "it is known to be bad on arch 12.0: not finite (NVIDIA GeForce RTX 5090, 2026-11-22)"
+    assert reasons(wheel(), known_bad=known) == (why,)
+    assert reasons(wheel(archs=["9.0"]), known_bad=known, archs=arch.parse_list("9.0")) == ()
+    other = wheel(wheel_sha256="cd" * 32)
+    assert [one.candidate for one in rank([wheel(), other], replace(HERE, known_bad=known))] == [other, wheel()]
+
+
+def test_many_marks_cost_little() -> None:
+    marks = [bad.Mark(reason="x", wheel_sha256=f"{at:064x}", arch="12.0") for at in range(2_000)]
+    wanted = replace(HERE, known_bad=bad.by_name(marks))
+    candidates = [wheel(wheel_sha256=f"{at:064x}") for at in range(2_000)]
+    started = time.monotonic()
+    assert not any(judge(one, wanted).fits for one in candidates)
+    assert time.monotonic() - started < 1
+
+
+def test_a_wheel_without_the_module_of_this_gpu_is_rejected() -> None:
+    """A cubin of 8.0 runs on 8.9, where the source's kernels are in another module."""
+    held = {"_fused": ["8.0"], "_qattn_sm80": ["8.0"]}
+    candidate = wheel(archs=["8.0"], extensions=held)
+    needs = {Arch(8, 0): ("_fused", "_qattn_sm80"), Arch(8, 9): ("_fused", "_qattn_sm80", "_qattn_sm89")}
+    ada = replace(HERE, archs=(Arch(8, 9),), modules=needs)
+    assert judge(candidate, ada).reasons == ("its _qattn_sm89 holds no code for 8.9",)
+    assert judge(candidate, replace(ada, archs=(Arch(8, 0),))).fits
+    assert judge(wheel(archs=["8.0"], extensions=None), ada).fits, "an old manifest does not say: verify will look"
+
+
+@pytest.mark.parametrize("odd", [None, "8.9", [1], ["x"], [], {"8.9": 1}])
+def test_odd_lists_of_archs_of_a_module_are_no_code(odd: object) -> None:
+    ada = replace(HERE, archs=(Arch(8, 9),), modules={Arch(8, 9): ("_fused",)})
+    assert judge(wheel(archs=["8.9"], extensions={"_fused": odd}), ada).reasons == ("its _fused holds no code for 8.9",)

@@ -5,10 +5,16 @@ The source itself is not here: that the lines go where they belong is checked by
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import os
 import re
+import subprocess
+import sys
 import textwrap
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,16 +127,130 @@ def test_cxx_standard_the_flag_lists_name_none() -> None:
     assert flags["NVCC_FLAGS"] == ["-O3", "-U__CUDA_NO_HALF_OPERATORS__", "--use_fast_math"]
 
 
+def test_every_kernel_is_built_for_every_arch_that_has_it() -> None:
+    """setup.py asks for extensions by their lowest arch, and gives each a list of archs to compile for."""
+    (file,) = [file for file, _, _ in source.anchors(named("every-kernel"))]
+    assert file == "setup.py"
+    asked: list[str] = []
+    module: dict[str, Any] = {
+        "has_capability": lambda target: any(one.startswith(target) for one in asked),
+        "get_nvcc_flags": lambda allowed: [one for one in asked if one in allowed],
+    }
+    exec(inserted(named("every-kernel"), file), module)
+    has, flags = module["has_capability"], module["get_nvcc_flags"]
+    sm80, sm89, sm90 = ("8.0", "8.6", "8.7"), ("8.9", "10.0", "12.0", "12.1"), "9.0"
+    for archs, made in {
+        "8.0": (True, False, False),
+        "8.6": (True, False, False),
+        "8.7": (True, False, False),
+        "8.9": (True, True, False),
+        "9.0": (True, True, True),
+        "10.0": (True, True, False),
+        "12.0": (True, True, False),
+        "12.0+PTX": (True, True, False),
+        "12.1": (True, True, False),
+        "8.0 9.0": (True, True, True),
+        "7.5": (False, False, False),
+    }.items():
+        asked[:] = archs.split()
+        assert (has(sm80), has(sm89), has(sm90)) == made, archs
+    asked[:] = "8.0 8.6 8.9 9.0 12.0+PTX".split()
+    assert flags(["8.0"]) == flags(["8.0", "8.9", "9.0", "10.0", "12.0", "12.1"]) == asked
+    assert flags(["8.9", "10.0", "12.0", "12.1"]) == ["8.9", "9.0", "12.0+PTX"]
+    assert flags(["9.0"]) == ["9.0"]
+
+
+def test_an_extension_that_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file,) = [file for file, _, _ in source.anchors(named("cannot-be-loaded"))]
+    assert file == "sageattention/core.py"
+    helper, *calls = inserted(named("cannot-be-loaded"), file).split("    _warn_if_broken(")
+    assert [call.strip() for call in calls] == ['"_qattn_sm80")', '"_qattn_sm89")', '"_qattn_sm90")']
+    package = tmp_path / "patched"
+    package.mkdir()
+    (package / "_qattn_sm90.py").write_text("raise ImportError('libcuda.so.1: cannot open shared object file')\n")
+    each = "\n".join(
+        f"try:\n    from . import _qattn_{one}\nexcept:\n    pass\n    _warn_if_broken('_qattn_{one}')"
+        for one in ("sm80", "sm89", "sm90")
+    )
+    (package / "_qattn_sm80.py").write_text("")
+    (package / "__init__.py").write_text(f"{helper}\n{each}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.warns(UserWarning) as caught:
+        importlib.import_module("patched")
+    assert [str(one.message) for one in caught] == [
+        "patched._qattn_sm90 cannot be loaded, its kernels are not available: "
+        "libcuda.so.1: cannot open shared object file"
+    ]
+
+
 def test_a_patch_is_known_by_its_bytes(tmp_path: Path) -> None:
     """The sha256 that goes into the build key is that of the file."""
-    patch = PATCHES[0]
+    patch = named("sm90")
     copy = tmp_path / "manifests" / "x.toml"
     copy.parent.mkdir()
     copy.write_text((ROOT / "manifests" / "sageattention-2.2.0.toml").read_text())
     folder = tmp_path / "patches" / "x"
     folder.mkdir(parents=True)
-    for one in PATCHES:
+    for one in recipe.load("sageattention-2.2.0").patches:
         (folder / one.file).write_bytes(one.path.read_bytes())
     assert recipe.load(str(copy)).patches[0].sha256 == patch.sha256
     (folder / patch.file).write_bytes(patch.path.read_bytes() + b"\n")
     assert recipe.load(str(copy)).patches[0].sha256 != patch.sha256
+
+
+SPARGE = recipe.load("spargeattn-0.1.0").patches
+
+
+def of_setup(place: int, **module: object) -> dict[str, object]:
+    """What the names of setup.py are after the lines that this patch inserts."""
+    exec(inserted(SPARGE[place - 1], "setup.py"), module)
+    return module
+
+
+def test_every_sparge_patch_is_of_setup_alone() -> None:
+    assert {file for patch in SPARGE for file, _, _ in source.anchors(patch)} == {"setup.py"}
+    steps = [blobs[1:] for patch in SPARGE for blobs in source.anchors(patch)]
+    assert all(after == before for (_, after), (before, _) in itertools.pairwise(steps)), "each begins where one ends"
+
+
+def test_sparge_knows_every_arch_of_its_manifest() -> None:
+    known = of_setup(1, SUPPORTED_ARCHS={"8.0", "8.6", "8.7", "8.9", "9.0"})["SUPPORTED_ARCHS"]
+    assert isinstance(known, set)
+    assert known >= {str(one) for one in recipe.load("spargeattn-0.1.0").archs}
+
+
+def test_sparge_takes_the_flags_of_torch_and_of_the_builder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX_APPEND_FLAGS", "-g0 -DX")
+    cxx, nvcc = ["-g", "-O3", "-std=c++17"], ["-O3", "-std=c++17", "--threads=8"]
+    flags = of_setup(2, CXX_FLAGS=cxx, NVCC_FLAGS=nvcc, os=os)
+    assert (flags["CXX_FLAGS"], flags["NVCC_FLAGS"]) == (["-g", "-O3", "-g0", "-DX"], ["-O3", "--threads=8"])
+
+
+def test_sparge_generates_with_the_python_that_builds(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    (tmp_path / "a.py").write_text(f"import sys; open({str(said)!r}, 'a').write(sys.executable)")
+    run = of_setup(3, Path=Path, subprocess=subprocess)["run_instantiations"]
+    assert callable(run)
+    run(str(tmp_path))
+    assert said.read_text() == sys.executable
+    (tmp_path / "b.py").write_text("raise SystemExit(3)")
+    with pytest.raises(subprocess.CalledProcessError):
+        run(str(tmp_path))
+
+
+def test_sparge_includes_cassert_once() -> None:
+    before = ["-O3", "-diag-suppress=174", "-Xcompiler", "-include,cassert", "-DX"]
+    assert of_setup(4, NVCC_FLAGS=before)["NVCC_FLAGS"] == ["-O3", "-diag-suppress=174", "-DX", "-include=cassert"]
+
+
+def test_sparge_puts_every_kernel_into_one_unit(tmp_path: Path) -> None:
+    names = [f"inst_{place:02}.cu" for place in range(20)]
+    for name in names:
+        (tmp_path / name).touch()
+    gather = of_setup(5, Path=Path, List=list)["get_instantiations"]
+    assert callable(gather)
+    for _ in range(2):  # the second time its own files are there
+        units = [Path(unit) for unit in gather(str(tmp_path))]
+        assert [unit.name for unit in units] == ["nine_000.cu", "nine_009.cu", "nine_018.cu"]
+        included = re.findall(r'^#include "(.+)"$', "".join(unit.read_text() for unit in units), re.M)
+        assert included == names

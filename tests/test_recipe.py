@@ -43,6 +43,7 @@ DATA: dict[str, Any] = {
         "heads": [[8, 2]],
     },
 }
+BAD = {"sha256": "ab" * 32, "reason": "leaks"}
 MISSING = object()
 
 
@@ -71,8 +72,12 @@ def parsed(key: str = "", value: object = MISSING) -> Recipe:
     return recipe.parse(data(key, value), Path("thing.toml"))
 
 
+MORE_ARCHS = {"sageattention-2.2.0": "8.7 10.0 10.3 12.1", "sageattention-2.2.0-abi3": "8.7 10.0 12.1"}
+
+
 def test_the_shipped_manifests() -> None:
-    assert [path.stem for path in MANIFESTS] == ["demo", "sageattention-2.2.0"]
+    names = ["demo", "sageattention-2.2.0-abi3", "sageattention-2.2.0", "spargeattn-0.1.0"]
+    assert [path.stem for path in MANIFESTS] == names
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
@@ -80,7 +85,7 @@ def test_a_shipped_manifest_is_whole(path: Path) -> None:
     found = recipe.load(path.stem)
     assert found == recipe.load(str(path))
     assert found.file == path
-    supported = arch.parse_list("8.0 8.6 8.9 9.0 12.0")
+    supported = arch.parse_list(f"8.0 8.6 8.9 9.0 12.0 {MORE_ARCHS.get(path.stem, '')}")
     assert tuple(found.archs) == supported, "in the order of their numbers"
     used = {name for rule in found.archs.values() for name in rule.extensions}
     assert used == set(found.units), "an extension that no arch needs"
@@ -200,6 +205,29 @@ def test_what_may_be_left_out() -> None:
         ("arch/9.0/min_cuda", 12.3, "thing.toml: arch.9.0.min_cuda must be str, not float."),
         ("arch/9.0/extensions", ["_c", "_a"], "thing.toml: arch.9.0.extensions names _c, which [extension] lacks."),
         ("arch/9.0/kernels", ["k"], "thing.toml: arch.9.0.kernels is not a key that build manifests have."),
+        ("known_bad", {}, "thing.toml: known_bad must be list, not dict."),
+        ("known_bad", [BAD, 1], "thing.toml: known_bad[2] is not a table."),
+        ("known_bad", [{"reason": "x"}], "thing.toml: known_bad[1].sha256: give either sha256 or build_key."),
+        (
+            "known_bad",
+            [{**BAD, "build_key": "cd" * 32}],
+            "thing.toml: known_bad[1].sha256: give either sha256 or build_key.",
+        ),
+        ("known_bad", [{**BAD, "sha256": "ab"}], "thing.toml: known_bad[1].sha256 is not 64 hex digits."),
+        ("known_bad", [{"reason": "x", "build_key": "-"}], "thing.toml: known_bad[1].build_key is not 64 hex digits."),
+        ("known_bad", [{"sha256": "ab" * 32}], "thing.toml: known_bad[1].reason is missing."),
+        ("known_bad", [{**BAD, "reason": ""}], "thing.toml: known_bad[1].reason is empty."),
+        (
+            "known_bad",
+            [{**BAD, "archs": ["hopper"]}],
+            "thing.toml: known_bad[1].archs: 'hopper' is not a compute capability.",
+        ),
+        ("known_bad", [{**BAD, "archs": "9.0"}], "thing.toml: known_bad[1].archs must be list, not str."),
+        (
+            "known_bad",
+            [{**BAD, "arch": "9.0"}],
+            "thing.toml: known_bad[1].arch is not a key that build manifests have.",
+        ),
     ],
 )
 def test_an_error_names_file_and_key(key: str, value: object, line: str) -> None:
@@ -230,7 +258,7 @@ def test_a_cuda_version_that_is_none_is_refused(key: str, value: object) -> None
 def test_a_manifest_that_is_not_there_or_no_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         recipe.load("sageattention")
-    known = "demo, sageattention-2.2.0"
+    known = "demo, sageattention-2.2.0, sageattention-2.2.0-abi3, spargeattn-0.1.0"
     line = f"there is no build manifest 'sageattention'. Use one of {known}, or the path of a .toml file."
     assert str(caught.value) == line
     with pytest.raises(UsageError, match=r"^there is no build manifest 'gone\.toml'"):
@@ -263,3 +291,50 @@ def test_a_manifest_of_ones_own_has_its_patches_beside_it(tmp_path: Path) -> Non
 def test_a_source_in_a_folder_needs_no_commit() -> None:
     source = parsed("source", {"path": "demo"}).source
     assert (source.path, source.repo, source.ref, source.commit) == ("demo", "", "", "")
+
+
+def test_known_bad_wheels() -> None:
+    """On each arch that is named, else everywhere."""
+    entries = [{**BAD, "archs": ["9.0", "sm_120"]}, {"build_key": "CD" * 32, "reason": "not finite", "archs": []}]
+    first, second, third = parsed("known_bad", entries).known_bad
+    assert (first.wheel_sha256, first.arch, second.arch) == ("ab" * 32, "9.0", "12.0")
+    assert first.words == "known to be bad on arch 9.0: leaks"
+    assert (third.wheel_sha256, third.build_key, third.words) == ("", "cd" * 32, "known to be bad: not finite")
+    assert parsed().known_bad == ()
+
+
+def test_a_name_is_known_however_it_is_written() -> None:
+    """File names of wheels have underscores, indexes have dashes: they mean one distribution."""
+    assert parsed("name", "Thing_Of.mine").name == "thing-of-mine"
+
+
+def test_what_a_package_needs_besides_the_stack() -> None:
+    assert parsed().needs == ()
+    assert parsed("needs", ["einops>=0.6", "other"]).needs == ("einops>=0.6", "other")
+    assert refused("needs", ["einops>"]) == "thing.toml: needs: 'einops>' is no requirement such as einops>=0.7."
+    assert refused("needs", "einops") == "thing.toml: needs must be list, not str."
+
+
+def test_how_many_extensions_a_build_can_compile_at_once() -> None:
+    assert parsed().extensions_at_once == 0
+    assert parsed("build/extensions_at_once", 1).extensions_at_once == 1
+    assert refused("build/extensions_at_once", 0) == "thing.toml: build.extensions_at_once must be positive."
+
+
+def test_the_arguments_of_smoke_are_plain_values() -> None:
+    given = {"topk": 1.0, "steps": 2, "smooth_k": True, "mode": "full"}
+    assert parsed("smoke/arguments", given).smoke["arguments"] == given
+    line = "thing.toml: smoke.arguments.topk must be text, a number or a boolean."
+    assert refused("smoke/arguments", {"topk": [1.0]}) == line
+    assert refused("smoke/arguments", 1.0) == "thing.toml: smoke.arguments must be dict, not float."
+
+
+def test_archs_of_a_wheel_are_those_that_all_needed_modules_hold() -> None:
+    sage = recipe.load("sageattention-2.2.0")
+    both = arch.parse_list("8.0;9.0a;12.0")
+    held = {"_fused": both, "_qattn_sm80": both, "_qattn_sm89": arch.parse_list("9.0a;12.0"), "_qattn_sm90": both[1:2]}
+    assert sage.archs_of(held) == both, "_qattn_sm90 is for 9.0 alone"
+    assert sage.archs_of({**held, "_qattn_sm90": ()}) == arch.parse_list("8.0;12.0")
+    assert sage.archs_of({}) == ()
+    ptx = arch.parse_list("12.0;12.0+PTX")
+    assert sage.archs_of(dict.fromkeys(("_fused", "_qattn_sm80", "_qattn_sm89"), ptx)) == ptx

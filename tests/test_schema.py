@@ -28,7 +28,8 @@ KEYS = (
     "torch_version torchvision_version torchaudio_version triton_version torch_index_url target_arch cudaarchs "
     "required_min_cuda built_for built_from_repo built_from_ref built_from_commit builder_gpu_name "
     "builder_gpu_compute_capability python_version python_tag platform machine "
-    "schema size build_key archs cuda_version torch_abi glibc extensions patches toolchain proofs signature"
+    "schema name version size build_key archs cuda_version stable_abi torch_abi glibc extensions patches toolchain "
+    "proofs signature"
 ).split()
 OLD = {
     "created_at_utc": "2025-08-01T10:00:00Z",
@@ -173,6 +174,9 @@ def test_any_key_but_one_may_be_null_or_missing(made: dict[str, Any]) -> None:
         ("archs", [12.0]),
         ("proofs", {"gpu": "x"}),
         ("torch_version", 2.8),
+        ("stable_abi", "2.10"),
+        ("stable_abi", {"torch": "new"}),
+        ("stable_abi", {}),
     ],
 )
 def test_what_the_reader_refuses_breaks_the_schema(made: dict[str, Any], key: str, value: object) -> None:
@@ -196,3 +200,9 @@ def test_what_the_reader_refuses_breaks_the_schema(made: dict[str, Any], key: st
 )
 def test_the_schema_wants_more_of_what_is_written(made: dict[str, Any], key: str, value: object) -> None:
     assert [where.split("/")[0] for where in problems({**made, key: value})][:1] == [key]
+
+
+def test_the_first_installers_keys_are_filled_for_their_own_package_alone(made: dict[str, Any]) -> None:
+    """`made` is of another one, of which sageattention_version would say what is not so."""
+    assert (made["name"], made["version"]) == (wheels.NAME, wheels.VERSION)
+    assert (made["sageattention_version"], made["expected_sageattention_version"]) == (None, None)

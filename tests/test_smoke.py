@@ -225,9 +225,9 @@ def test_the_kernel_is_that_of_the_arch(sage: Recipe, found: Target) -> None:
 
 
 def test_an_arch_that_the_manifest_does_not_know_is_no_success(sage: Recipe, found: Target) -> None:
-    said = answer(found, gpu(0, "Spark", "12.1"))
-    what = "sageattention-2.2.0.toml does not say which kernel must run on arch 12.1"
-    assert failures(said, sage, host(("Spark", "12.1")), found) == (f"GPU 0 (Spark): {what}",)
+    said = answer(found, gpu(0, "Thor", "11.0"))
+    what = "sageattention-2.2.0.toml does not say which kernel must run on arch 11.0"
+    assert failures(said, sage, host(("Thor", "11.0")), found) == (f"GPU 0 (Thor): {what}",)
 
 
 def test_an_error_after_the_cases_is_a_failure(sage: Recipe, found: Target) -> None:
@@ -315,6 +315,23 @@ def test_a_package_that_was_not_imported_has_no_place(sage: Recipe, found: Targe
     said["imports"]["sageattention"] = "ModuleNotFoundError: No module named 'sageattention'"
     want = "import sageattention failed: ModuleNotFoundError: No module named 'sageattention'"
     assert failures(said, sage, NONE, found) == (want,)
+
+
+def test_whose_fault_it_is(sage: Recipe, found: Target) -> None:
+    """Wrong numbers condemn the wheel on their arch, with the line that people see; a lack of memory does not."""
+    said = answer(found, gpu(cases=[case(), case(cosine=0.5)]))
+    (fault,) = smoke.judge(said, sage, ONE, found).faults
+    assert (fault.arch, fault.gpu) == ("12.0", RTX)
+    assert fault.reason.startswith("1 of 2 cases are wrong, first head_dim 128 bfloat16 full length 503 NHD 8/2 heads")
+    twins = answer(found, gpu(cases=[case(cosine=0.5)]), gpu(1))
+    assert smoke.judge(twins, sage, host((RTX, "12.0"), (RTX, "12.0")), found).faults == ()
+    memory = {**case(error="OutOfMemoryError: CUDA out of memory"), "finite": None}
+    for innocent in (gpu(cases=[memory]), gpu(kernels=[]), gpu(), gpu(0, "Thor", "11.0", cases=[case()])):
+        assert smoke.judge(answer(found, innocent), sage, ONE, found).faults == ()
+    other = answer(found, gpu(kernels=["_attn_fwd"]))
+    assert [one.reason for one in smoke.judge(other, sage, ONE, found).faults] == [
+        "qk_int_sv_f8_attn_kernel did not run; kernels that did: _attn_fwd"
+    ]
 
 
 def test_no_case_at_all_is_no_success(sage: Recipe, found: Target) -> None:

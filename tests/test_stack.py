@@ -436,3 +436,26 @@ def test_nothing_good_is_an_error_that_says_why(
     assert str(network.value) == f"no stack could be installed (no route). {remedy}"
     with pytest.raises(StoreError, match=r"^no stack could be installed \(nothing to try\)\."):
         stack.install(settings(), need(), NOTHING, [])
+
+
+@pytest.mark.parametrize(
+    ("versions", "lacking"),
+    [
+        ({}, ["einops>=0.6", "other"]),
+        ({"einops": "0.8.1"}, ["other"]),
+        ({"einops": "0.5", "other": "1"}, ["einops>=0.6"]),
+        ({"einops": "0.9rc1", "other": "1"}, []),
+    ],
+)
+def test_what_a_package_needs_besides_the_stack(versions: dict[str, str], lacking: list[str]) -> None:
+    needs = ("einops>=0.6", "other")
+    assert stack.names(needs) == ["einops", "other"]
+    assert stack.missing(found(**versions), needs) == lacking
+    assert stack.missing(found(), ()) == []
+
+
+def test_a_need_is_installed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own requirements could bring another torch."""
+    index = Index(monkeypatch, found(einops="0.8.1"))
+    stack.add(settings(), NOTHING, ["einops>=0.6"])
+    assert index.asked == [["--no-deps", "einops>=0.6"]]

@@ -14,13 +14,16 @@ from urllib.parse import unquote
 
 import pytest
 
+from sagewheels import bad
 from sagewheels import manifest as manifests
+from sagewheels.bad import Mark
 from sagewheels.errors import Refused, StoreError
 from sagewheels.manifest import WheelManifest
 from sagewheels.store import Snapshot, Store, index
 from sagewheels.store.card import BEGIN, END, card
 from sagewheels.store.directory import DirectoryStore
 from sagewheels.store.entries import entries
+from sagewheels.store.entries import marks as marks_of
 from sagewheels.store.hub import HubStore
 from tests.hub import Hub
 
@@ -394,3 +397,209 @@ def test_the_install_line_of_a_directory(tmp_path: Path) -> None:
     assert hashlib.sha256(Path(unquote(line[1])).read_bytes()).hexdigest() == line[2] == ours.wheel_sha256
     assert ours.data.get("hf_wheel_url") is None
     assert "hf_wheel_url" not in got(store, "index.json")["wheels"][0]
+
+
+# wheels that are known to be bad
+
+
+def mark(entry: WheelManifest, **changed: Any) -> Mark:
+    """What smoke says of a wheel."""
+    raw = {
+        "wheel_file": entry.wheel_file,
+        "wheel_sha256": entry.wheel_sha256,
+        "arch": "12.0",
+        "gpu": PROOF["gpu"],
+        "reason": "3 of 128 cases are wrong",
+        "at_utc": "2026-06-01T00:00:00Z",
+        **changed,
+    }
+    found = bad.read(raw)
+    assert found
+    return found
+
+
+def marks(store: Store) -> Any:
+    return got(store, "index.json").get("known_bad")
+
+
+def test_a_mark_is_one_commit_and_the_same_again_is_none(store: Store, tmp_path: Path) -> None:
+    wheel, ours = made(tmp_path)
+    index.publish(store, wheel, ours, pause=nap)
+    assert index.add_mark(store, mark(ours), pause=nap)
+    assert marks(store) == [mark(ours).raw]
+    assert entries_of_marks(store) == ([mark(ours)], [])
+    revision = store.read().revision
+    assert not index.add_mark(store, mark(ours), pause=nap)
+    assert not index.add_mark(store, mark(ours, at_utc="2026-05-01T00:00:00Z"), pause=nap)
+    assert store.read().revision == revision
+    assert index.add_mark(store, mark(ours, at_utc="2026-07-01T00:00:00Z"), pause=nap)
+    assert [one["at_utc"] for one in marks(store)] == ["2026-07-01T00:00:00Z"]
+
+
+def entries_of_marks(store: Store) -> tuple[list[Mark], list[str]]:
+    return marks_of(store.read("index.json"))
+
+
+def test_a_mark_of_a_wheel_that_is_not_there(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"sm120-cp312-cp312-linux_x86_64\.whl is not in .*\.$"):
+        index.add_mark(store, mark(made(tmp_path)[1]), pause=nap)
+    assert store.names() == []
+
+
+def test_latest_never_names_a_bad_wheel(store: Store, tmp_path: Path) -> None:
+    dated = {"created_at_utc": "2025-06-01T00:00:00Z", "proofs": [PROOF]}
+    old_wheel, old = made(tmp_path, cuda=128, content=b"old", **dated)
+    new_wheel, new = made(tmp_path, proofs=[PROOF])
+    index.publish(store, old_wheel, old, pause=nap)
+    index.publish(store, new_wheel, new, pause=nap)
+    index.add_mark(store, mark(new, arch="9.0"), pause=nap)
+    assert got(store, "latest.json")["wheel_file"] == new.wheel_file, "it was proven on another arch"
+    index.add_mark(store, mark(new), pause=nap)
+    assert got(store, "latest.json")["wheel_file"] == old.wheel_file
+    index.add_mark(store, mark(old), pause=nap)
+    assert got(store, "latest.json") == {}
+    found, problems, _ = index.load(store)
+    assert ([one.wheel_file for one in found], problems) == ([old.wheel_file, new.wheel_file], [])
+    index.add_proof(store, new.updated(proofs=[{**PROOF, "at_utc": "2026-06-02T00:00:00Z"}]), pause=nap)
+    assert got(store, "latest.json")["wheel_file"] == new.wheel_file
+    assert [(one["wheel_file"], one["arch"]) for one in marks(store)] == [
+        (new.wheel_file, "9.0"),
+        (old.wheel_file, "12.0"),
+    ], "the proof took back the mark of its arch, and no other"
+
+
+def test_latest_does_not_move_to_another_package(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    wheel, ours = made(tmp_path, proofs=[PROOF])
+    index.publish(store, wheel, ours, pause=nap)
+    entry = {**ours.data, "wheel_file": "other-1.0-py3-none-any.whl", "created_at_utc": "2020-01-01T00:00:00Z"}
+    other = {**entry, "wheel_sha256": "e" * 64}
+    put(store, {"index.json": {"wheels": [dict(ours.data), other]}})
+    index.add_mark(store, mark(ours), pause=nap)
+    assert got(store, "latest.json") == {}
+
+
+def test_what_the_first_installer_published_is_taken_out_of_latest(store: Store, tmp_path: Path) -> None:
+    put(store, {"latest.json": LEGACY})
+    legacy = manifests.parse(LEGACY, "legacy")
+    index.add_mark(store, mark(legacy), pause=nap)
+    assert got(store, "latest.json") == {}
+    assert got(store, "index.json")["wheels"] == [LEGACY], "nothing is lost"
+
+
+def test_an_older_proof_does_not_take_a_mark_back(store: Store, tmp_path: Path) -> None:
+    wheel, ours = made(tmp_path)
+    index.publish(store, wheel, ours, pause=nap)
+    index.add_mark(store, mark(ours), pause=nap)
+    index.add_proof(store, ours.updated(proofs=[PROOF]), pause=nap)
+    assert marks(store) == [mark(ours).raw]
+    assert "latest.json" not in store.read("latest.json").files
+
+
+@pytest.mark.parametrize("strange", [7, "text", {"a": 1}])
+def test_strange_marks_are_passed_over_and_kept(tmp_path: Path, strange: Any) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    wheel, ours = made(tmp_path)
+    put(store, {"index.json": {"wheels": [], "known_bad": [strange, {"wheel_sha256": "x"}]}})
+    index.publish(store, wheel, ours, pause=nap)
+    assert entries_of_marks(store) == ([], ["index.json: 2 marks in known_bad cannot be read"])
+    index.add_mark(store, mark(ours), pause=nap)
+    assert marks(store) == [strange, {"wheel_sha256": "x"}, mark(ours).raw]
+    index.add_proof(store, ours.updated(proofs=[{**PROOF, "at_utc": "2026-06-02T00:00:00Z"}]), pause=nap)
+    assert marks(store) == [strange, {"wheel_sha256": "x"}]
+    put(store, {"index.json": {**got(store, "index.json"), "known_bad": strange}})
+    assert entries_of_marks(store) == ([], ["index.json: known_bad is not a list and is passed over"])
+    with pytest.raises(StoreError, match=r"known_bad in index\.json of .* is not a list\. Mend it by hand"):
+        index.add_mark(store, mark(ours), pause=nap)
+    other_wheel, other = made(tmp_path, cuda=128)
+    assert index.publish(store, other_wheel, other, pause=nap)
+    assert marks(store) == strange
+
+
+@pytest.mark.parametrize("text", [b'{"known_bad": ', b'["known_bad"]', b'{"wheels": [], "known_bad": null}', b""])
+def test_no_marks_in_an_index_without_them(text: bytes) -> None:
+    assert marks_of(Snapshot(revision="1", files={"index.json": text})) == ([], [])
+    assert marks_of(Snapshot(revision="", files={})) == ([], [])
+
+
+def test_two_writers_of_marks(store: Store, tmp_path: Path) -> None:
+    """One marks, the others publish and mark: whoever comes second adds to what is there by then."""
+    wheel, ours = made(tmp_path)
+    index.publish(store, wheel, ours, pause=nap)
+    errors = list[BaseException]()
+
+    def work(at: int) -> None:
+        try:
+            index.add_mark(store, mark(ours, arch=f"{8 + at}.0"), pause=nap)
+            one = made(tmp_path, cuda=130 + at + 1, content=str(at).encode())
+            index.publish(store, *one, pause=nap)
+            index.add_mark(store, mark(one[1]), pause=nap)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sorted(one["arch"] for one in marks(store)) == ["10.0", "12.0", "12.0", "12.0", "8.0", "9.0"]
+    assert len(index.load(store)[0]) == 4
+
+
+def test_a_mark_survives_others_in_the_way(hub: Hub, tmp_path: Path) -> None:
+    hub.create(REPO)
+    wheel, ours = made(tmp_path)
+    index.publish(opened(hub), wheel, ours, pause=nap)
+    hub.misbehave("commit", "412", 2)
+    hub.misbehave("GET .*resolve/main/", "lag", 2)
+    assert index.add_mark(opened(hub), mark(ours), pause=nap)
+    assert (marks(opened(hub)), hub.commits) == ([mark(ours).raw], 2)
+
+
+def test_the_card_does_not_offer_a_bad_wheel(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    wheel, ours = made(tmp_path, archs=["8.9", "12.0"], proofs=[{**PROOF, "arch": "8.9", "gpu": "L4"}])
+    index.publish(store, wheel, ours, pause=nap)
+    index.add_mark(store, mark(ours, reason="3 of 128 | <b>wrong</b>"), pause=nap)
+    text = store.read("README.md").files["README.md"].decode()
+    assert "| 8.9;12.0 | known to be bad (12.0); L4 |" in text
+    words = "is known to be bad on arch 12.0: 3 of 128  bwrong/b (NVIDIA GeForce RTX 5090, 2026-06-01)"
+    assert f"\n{wheel.name} {words}\n\n```sh\npip install " in text
+    index.add_mark(store, mark(ours, arch="8.9"), pause=nap)
+    text = store.read("README.md").files["README.md"].decode()
+    assert "pip install" not in text
+    assert text.count(f"\n{wheel.name} is known to be bad on arch ") == 2
+    bare, unknown = made(tmp_path, cuda=128, content=b"bare", archs=None)
+    index.publish(store, bare, unknown, pause=nap)
+    assert store.read("README.md").files["README.md"].decode().count("pip install") == 1, "its archs are not known"
+    index.add_mark(store, mark(unknown, arch=None), pause=nap)
+    assert "pip install" not in store.read("README.md").files["README.md"].decode()
+
+
+def test_latest_stays_with_the_package_that_it_names(tmp_path: Path) -> None:
+    """The first installer installs whatever latest.json names."""
+    store = DirectoryStore(tmp_path / "store")
+    first, ours = made(tmp_path, proofs=[PROOF])
+    index.publish(store, first, ours, pause=nap)
+    content = b"another package"
+    wheel = tmp_path / NAME.format(cuda=130).replace("sageattention", "other_attn")
+    wheel.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    newer = {"wheel_file": wheel.name, "wheel_sha256": digest, "created_at_utc": "2026-02-01T00:00:00Z"}
+    other = manifests.parse({**ours.data, **newer}, "made")
+    assert index.publish(store, wheel, other, pause=nap)
+    assert got(store, "latest.json")["wheel_file"] == ours.wheel_file
+    assert [entry.name for entry in index.load(store)[0]] == ["sageattention", "other-attn"]
+    assert "| other-attn | 2.2.0+cu130torch2.11sm120 |" in store.read("README.md").files["README.md"].decode()
+    again, ours_again = made(tmp_path, 128, b"newer", proofs=[PROOF], created_at_utc="2026-01-15T00:00:00Z")
+    index.publish(store, again, ours_again, pause=nap)
+    assert got(store, "latest.json")["wheel_file"] == ours_again.wheel_file, "newer than the last of its own package"
+
+
+def test_a_latest_that_names_nothing_is_replaced(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    put(store, {"latest.json": b"{"})
+    wheel, ours = made(tmp_path, proofs=[PROOF])
+    index.publish(store, wheel, ours, pause=nap)
+    assert got(store, "latest.json")["wheel_file"] == ours.wheel_file

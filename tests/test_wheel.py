@@ -56,7 +56,7 @@ def test_facts(tmp_path: Path) -> None:
         "_fused": parse_list("9.0a;12.0"),
         "_attn": (parse("12.0"),),
     }
-    assert found.archs == (parse("12.0"),)
+    assert found.held["_attn"] == (parse("12.0"),)
 
 
 def test_hash_and_size_are_those_of_the_bytes(tmp_path: Path) -> None:
@@ -64,14 +64,14 @@ def test_hash_and_size_are_those_of_the_bytes(tmp_path: Path) -> None:
     assert wheel.file_hash(tmp_path / "x") == ("ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", 3)
 
 
-def test_an_extension_without_cuda_code_does_not_take_away_archs(tmp_path: Path) -> None:
+def test_an_extension_without_cuda_code_holds_no_archs(tmp_path: Path) -> None:
     files = wheels.content(_fused=wheels.extension("_fused"), _plain=wheels.extension("_plain", archs=""))
-    assert wheel.inspect(wheels.make(tmp_path, files), PACKAGE).archs == (parse("12.0"),)
+    assert wheel.inspect(wheels.make(tmp_path, files), PACKAGE).held["_fused"] == (parse("12.0"),)
 
 
 def test_a_wheel_of_python_alone_has_no_archs_and_needs_no_glibc(tmp_path: Path) -> None:
     found = wheel.inspect(wheels.make(tmp_path, {f"{PACKAGE}/__init__.py": b""}), PACKAGE)
-    assert (found.archs, found.glibc, dict(found.extensions)) == ((), "", {})
+    assert (found.held, found.glibc, dict(found.extensions)) == ({}, "", {})
 
 
 def test_libraries_glibc_and_abi_come_from_the_binary(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_archs_of_a_real_fatbin(tmp_path: Path, real_tools: None) -> None:
     found = wheel.inspect(wheels.make(tmp_path, files), PACKAGE)
     assert found.extensions["_fused"].archs == parse_list("8.0+PTX;9.0a;12.0")
     assert found.extensions["_plain"].archs == ()
-    assert found.archs == parse_list("8.0+PTX;9.0a;12.0")
+    assert found.held == {"_fused": parse_list("8.0+PTX;9.0a;12.0"), "_plain": ()}
 
 
 def test_cuobjdump_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_tools: None) -> None:

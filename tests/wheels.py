@@ -473,16 +473,30 @@ print(json.dumps({"torch": "2.11.0+cu130", "imports": imports, "gpus": [gpu], "o
 """
 
 
+_FULL_ANSWER = """
+import importlib, json, sys
+
+order = json.loads(sys.argv[1])
+call = order["calls"][0]
+package = importlib.import_module(call["call"].partition(":")[0])
+case = {"case": "head_dim 64", **getattr(package, "late", {})}
+checks = [{"check": check, "call": 0, "cases": [case], "seconds": 0.1} for check in order["full"]["checks"]]
+gpu = {"index": 0, "name": "NVIDIA GeForce RTX 5090", "arch": "12.0", "checks": checks}
+print(json.dumps({"gpus": [{**gpu, "calls": [{**call, "arguments": {}}]}]}))
+"""
+
+
 def with_gpu_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smoke probe imports for real and then says what an RTX 5090 would have computed.
 
-    That is right unless the installed package has a `cosine` of its own, which is then what comes out.
+    That is right unless the installed package has a `cosine` of its own, which is then what comes out. The long checks
+    find what it has as `late`, if anything.
     """
     from sagewheels import smoke
 
     def probe(name: str) -> str:
-        assert name == "smoke"
-        return _ANSWER
+        assert name in smoke.PROBES
+        return _ANSWER if name == "smoke" else _FULL_ANSWER
 
     monkeypatch.setattr(smoke, "probe_source", probe)
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from datetime import datetime, timezone
 from typing import Any
 
+from sagewheels import bad, ui
+from sagewheels.bad import Mark
 from sagewheels.errors import StoreError
-from sagewheels.manifest import ManifestError, WheelManifest, load_json, parse
+from sagewheels.manifest import ManifestError, WheelManifest, load_json, parse, when
 from sagewheels.store import Snapshot
 
 INDEX, LATEST = "index.json", "latest.json"
 SCHEMA = 1
 MEND = "Mend it by hand or bring back its last good version from the store's history, then publish again"
-NEVER = datetime.min.replace(tzinfo=timezone.utc)
 
 
 def entries(snapshot: Snapshot) -> tuple[list[WheelManifest], list[str]]:
@@ -59,6 +58,31 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
     return {"schema": SCHEMA, "wheels": [], **found}
 
 
+def marks(snapshot: Snapshot) -> tuple[list[Mark], list[str]]:
+    """The wheels that index.json says are bad, and one line when some of that cannot be used."""
+    content = snapshot.files.get(INDEX, b"")
+    try:
+        # An index of ten thousand wheels is not read twice for nothing.
+        found = load_json(content, INDEX) if bad.KEY.encode() in content else {}
+    except ManifestError:  # `entries` has said so
+        found = {}
+    listed = found.get(bad.KEY) if isinstance(found, dict) else None
+    if not isinstance(listed, (list, type(None))):
+        return [], [f"{INDEX}: {bad.KEY} is not a list and is passed over"]
+    read = [bad.read(item) for item in listed or ()]
+    unread = read.count(None)
+    problems = [f"{INDEX}: {ui.count(unread, 'mark')} in {bad.KEY} cannot be read"] if unread else []
+    return [mark for mark in read if mark], problems
+
+
+def latest(snapshot: Snapshot) -> WheelManifest | None:
+    """The wheel that latest.json names; None when there is none or it cannot be read."""
+    try:
+        return parse(load_json(snapshot.files.get(LATEST, b""), LATEST), LATEST)
+    except ManifestError:
+        return None
+
+
 def _listed(snapshot: Snapshot, problems: list[str]) -> Iterable[tuple[str, object]]:
     """Where each entry stands, and its JSON."""
     for name in (INDEX, LATEST):
@@ -69,21 +93,14 @@ def _listed(snapshot: Snapshot, problems: list[str]) -> Iterable[tuple[str, obje
         except ManifestError as problem:
             problems.append(str(problem))
             continue
-        if name == LATEST:
+        if name == LATEST and found != {}:
             yield name, found
+        elif name == LATEST:  # the wheel that it named turned out to be bad, and there is no other
+            continue
         elif isinstance(found, dict) and isinstance(found.get("wheels", []), list):
             yield from ((f"{name} entry {at}", data) for at, data in enumerate(found.get("wheels", []), 1))
         else:
             problems.append(f"{name} is not a list of wheels.")
-
-
-def when(text: str) -> datetime:
-    """A moment, long ago when the text is not one."""
-    try:
-        found = datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
-    except ValueError:
-        return NEVER
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
 def encoded(text: str) -> bytes:

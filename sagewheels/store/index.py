@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sagewheels import bad
+from sagewheels.bad import Mark, Marks
 from sagewheels.errors import Refused, StoreError
-from sagewheels.manifest import WheelManifest
+from sagewheels.manifest import WheelManifest, when
 from sagewheels.store import Conflict, Snapshot, Store
 from sagewheels.store.card import CARD, card
-from sagewheels.store.entries import INDEX, LATEST, MEND, NEVER, document, encoded, entries, merge, when
+from sagewheels.store.entries import INDEX, LATEST, MEND, document, encoded, entries, latest, merge
 
 TRIES = 12
 
@@ -46,6 +48,31 @@ def add_proof(store: Store, manifest: WheelManifest, *, pause: Callable[[float],
     Raises StoreError when the wheel is not in the store, and as `publish` does.
     """
     return _commit(store, manifest, None, f"Prove {manifest.wheel_file}", pause)
+
+
+def add_mark(store: Store, mark: Mark, *, pause: Callable[[float], None] = time.sleep) -> bool:
+    """The store says that this wheel is bad afterwards, in one commit; False when it already did.
+
+    latest.json does not name it any more. Raises StoreError when the wheel is not in the store, and as `publish` does.
+    """
+    looks = 0
+
+    def changes(snapshot: Snapshot) -> dict[str, bytes | Path]:
+        nonlocal looks
+        looks += 1
+        index, known = document(snapshot), entries(snapshot)[0]
+        if not any(one.wheel_file == mark.wheel_file and one.wheel_sha256 in ("", mark.wheel_sha256) for one in known):
+            error = Conflict if looks < _LAG_TRIES else StoreError
+            raise error(f"{mark.wheel_file} is not in {store.label}")
+        listed = index.get(bad.KEY) or []
+        if not isinstance(listed, list):
+            raise StoreError(f"{bad.KEY} in {INDEX} of {store.label} is not a list", MEND)
+        index[bad.KEY] = bad.added(listed, mark)
+        if index[bad.KEY] == listed:
+            return {}
+        return {**_pages(store, snapshot, index, known), **_pointer(snapshot, known, _marks(index))}
+
+    return _insist(store, changes, f"Mark {mark.wheel_file} as bad", pause)
 
 
 def initialise(store: Store, *, pause: Callable[[float], None] = time.sleep) -> bool:
@@ -147,15 +174,42 @@ def _additions(
     entry: WheelManifest,
     wheel: Path | None,
 ) -> dict[str, bytes | Path]:
-    """The files of one commit: wheel, manifest, index, card, and latest.json if this is the newest proven wheel."""
+    """The files of one commit: wheel, manifest, index, card, and latest.json if this is the newest proven wheel.
+
+    latest.json stays with the package that it names.
+    """
     everything = [other for other in known if other.wheel_file != entry.wheel_file] + [entry]
     files: dict[str, bytes | Path] = {wheel.name: wheel} if wheel else {}
     files[f"{entry.wheel_file}.json"] = encoded(entry.to_json())
+    if isinstance(index.get(bad.KEY), list):
+        index = {**index, bad.KEY: bad.without_overruled(index[bad.KEY], entry)}
     files.update(_pages(store, snapshot, index, everything))
-    newest = max((when(other.created_at_utc) for other in everything if other.proofs), default=NEVER)
-    if entry.proofs and when(entry.created_at_utc) >= newest:
-        files[LATEST] = files[f"{entry.wheel_file}.json"]
-    return files
+    return {**files, **_pointer(snapshot, everything, _marks(index), entry)}
+
+
+def _pointer(
+    snapshot: Snapshot, everything: Iterable[WheelManifest], marks: Marks, entry: WheelManifest | None = None
+) -> dict[str, bytes | Path]:
+    """latest.json, if it must change: to `entry` when that is the newest proven wheel, and away from a bad one.
+
+    It stays with the package that it names; away from a bad one means to the newest proven wheel of it, or to none.
+    """
+    now = latest(snapshot)
+    # Whoever reads latest.json installs what it names, without asking whether that is another package by now.
+    name = now.name if now else entry.name if entry else ""
+    good = [one for one in everything if one.name == name and bad.is_proven(one, marks)]
+    if entry in good and when(entry.created_at_utc) >= max(when(one.created_at_utc) for one in good):
+        return {LATEST: encoded(entry.to_json())}
+    named = next((one for one in everything if now and one.wheel_file == now.wheel_file), None)
+    if named is None or named in good or not bad.standing(named, marks):
+        return {}
+    newest = max(good, key=lambda one: when(one.created_at_utc), default=None)
+    return {LATEST: encoded(newest.to_json() if newest else "{}\n")}
+
+
+def _marks(index: Mapping[str, Any]) -> Marks:
+    listed = index.get(bad.KEY)
+    return bad.by_name(mark for item in (listed if isinstance(listed, list) else ()) if (mark := bad.read(item)))
 
 
 def _pages(
@@ -171,7 +225,7 @@ def _pages(
     old_card = snapshot.files.get(CARD, b"").decode("utf-8", "replace")
     return {
         INDEX: encoded(json.dumps(after, indent=1, sort_keys=True) + "\n"),
-        CARD: encoded(card(everything, store, old_card)),
+        CARD: encoded(card(everything, store, old_card, _marks(index))),
     }
 
 
