@@ -172,7 +172,8 @@ def _compile(
     nvcc = [str(home / "bin" / "nvcc"), *_host(settings), standard]
     version, _ = _nvcc(settings, home)
     for argv in (
-        [*nvcc, "-E", *places, str(headers), "-o", str(folder / "headers.ii")],
+        # Without an arch, nvcc of CUDA 12 takes 5.2, for which <cuda/pipeline> is an error.
+        [*nvcc, *archs, "-E", *places, str(headers), "-o", str(folder / "headers.ii")],
         [*nvcc, *recipe.nvcc(version), *archs, "-c", str(kernel), "-o", str(folder / "kernel.o")],
     ):
         done = proc.run(argv, env=environment(settings, home), timeout=120)

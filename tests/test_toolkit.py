@@ -30,7 +30,12 @@ case " $* " in
   echo '#$ _SPACE_= ' >&2
   {top}
   echo '#$ "cicc" --gnu_version=120300' >&2 ;;
-*" -E "*) exec c++ -x c++ "$@" ;;
+*" -E "*)
+  for word; do
+    shift
+    case $word in -gencode=*) ;; *) set -- "$@" "$word" ;; esac
+  done
+  exec c++ -x c++ "$@" ;;
 *) {compile} ;;
 esac
 """
@@ -169,6 +174,14 @@ def test_a_toolkit_that_compiles(home: Path, found: Target, thing: Recipe) -> No
     assert "-gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_120,code=sm_120" in compiled
     assert "--compress-mode=size" in compiled and "--newer" not in compiled
     assert "-ccbin" not in compiled
+
+
+def test_headers_are_read_for_the_archs_that_are_built(home: Path, found: Target, thing: Recipe) -> None:
+    """nvcc of CUDA 12 would take 5.2 otherwise, for which <cuda/pipeline> stops: every such toolkit was refused."""
+    make_toolkit(home)
+    assert try_out(home, found, thing, "9.0;12.0") == ""
+    (read,) = [call for call in calls(home) if " -E " in call]
+    assert "-gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_120,code=sm_120" in read
 
 
 def test_the_host_compiler_of_the_user_is_used(home: Path, found: Target, thing: Recipe) -> None:
