@@ -6,6 +6,7 @@ A check is a generator of cases. A case has `case` for its name, and what `compa
 was seen and must not be, or `error`, what kept it from being seen.
 """
 
+import faulthandler
 import functools
 import importlib
 import inspect
@@ -282,6 +283,8 @@ def on_gpu(torch, index, order):
                 if check == "gqa-lse" and "return_lse" not in parameters:
                     row["cases"] = [{"case": "", "skipped": "it returns no logsumexp"}]
                 else:
+                    sys.stderr.write("at: %s of %s %s\n" % (check, one["call"], one.get("arguments", "")))
+                    sys.stderr.flush()
                     row["cases"] = done(torch, check, call, device, order)
                 torch.cuda.set_device(device)
                 gone = lost(torch, device)
@@ -292,6 +295,7 @@ def on_gpu(torch, index, order):
 
 
 def main():
+    faulthandler.enable()
     order = json.loads(sys.argv[1])
     import torch
 

@@ -4,6 +4,7 @@ Runs in the target's interpreter (CPython >= 3.9), from an empty directory, with
 argv[1]: {"package", "extensions", "call", "smoke": the [smoke] table of the manifest}.
 """
 
+import faulthandler
 import functools
 import importlib
 import itertools
@@ -133,6 +134,8 @@ def on_gpu(torch, call, index, order):
     found = {"index": index, "name": torch.cuda.get_device_name(index), "arch": capability, "cases": [], "timed": []}
     with torch.cuda.device(device):
         for case in cases(order["smoke"]):
+            sys.stderr.write("at: %s\n" % json.dumps(case))
+            sys.stderr.flush()
             try:
                 case.update(run_case(torch, call, device, case))
             except Exception as error:
@@ -151,6 +154,7 @@ def on_gpu(torch, call, index, order):
 
 
 def main():
+    faulthandler.enable()
     order = json.loads(sys.argv[1])
     started = time.time()
     import torch

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
+import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +27,9 @@ from sagewheels.target import Target
 _SECONDS = 900
 """A smoke that takes longer hangs: on an H200 the whole of it is done in well under a minute."""
 _NO_DRIVER = "libcuda.so.1"
+_NUMBER = itertools.count(1)
+AT = "at: "
+"""Begins the line by which a probe says what it is about to do, for the case that it does not come back."""
 PROBES = ("smoke", "full")
 """The long checks use what the short ones are made of."""
 
@@ -95,21 +101,46 @@ def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any],
         # PYTHONPATH and the source tree must not decide what is imported; -I would also hide a user's site.
         env = {key: value for key, value in settings.environ.items() if not key.startswith("PYTHON")}
         argv: list[str | Path] = [found.python, "-B", folder / f"sagewheels_{probe}.py", json.dumps(order)]
-        done = proc.run(argv, env=env, cwd=folder / "empty", timeout=seconds)
-    log = _log(settings, done)
+        log = _log_path(settings)
+        code = _watched(argv, env, folder / "empty", log, seconds)
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     try:
-        answer: dict[str, Any] = json.loads(done.out.strip().splitlines()[-1])
+        answer: dict[str, Any] = json.loads([line for line in lines if line.startswith("{")][-1])
     except (ValueError, IndexError):
-        what = f"the kernels brought the interpreter down ({proc.ending(done.code)}): {done.last_line[:200]}"
-        raise Crashed(what, f"The whole output is {log}", probe=probe, ended=done.code) from None
+        what = f"the kernels brought the interpreter down ({proc.ending(code)}): {_where(lines, code)[:200]}"
+        raise Crashed(what, f"The whole output is {log}", probe=probe, ended=code) from None
     return answer
 
 
-def _log(settings: Settings, done: proc.Result) -> Path:
+def _watched(argv: Sequence[str | Path], env: Mapping[str, str], folder: Path, log: Path, seconds: int) -> int:
+    """Runs a probe to its end, showing what it is at; its exit code, SIGKILL's when it took too long."""
+    end = time.monotonic() + seconds
+    with log.open("w", encoding="utf-8") as stream, ui.progress("smoke") as shown:
+        with proc.stream(argv, log=stream, env=env, cwd=folder) as process:
+            while process.poll() is None and time.monotonic() < end:
+                shown.update(_at(log.read_text(encoding="utf-8", errors="replace").splitlines()) or "loading")
+                time.sleep(0.1)
+        if time.monotonic() >= end:
+            print(f"\ndid not end within {seconds} s", file=stream)
+    return process.returncode
+
+
+def _at(lines: Sequence[str]) -> str:
+    """What a probe said last that it is about to do."""
+    return next((line[len(AT) :] for line in reversed(lines) if line.startswith(AT)), "")
+
+
+def _where(lines: Sequence[str], code: int) -> str:
+    """What a probe was at when it ended, else its last line; faulthandler's stack is in the log."""
+    if at := _at(lines):
+        return f"in {at}"
+    return lines[-1] if lines else f"no output, {proc.ending(code)}"
+
+
+def _log_path(settings: Settings) -> Path:
     settings.log_dir.mkdir(parents=True, exist_ok=True)
-    path = settings.log_dir / f"smoke-{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
-    path.write_text(f"{done.err}\n{done.out}", encoding="utf-8")
-    return path
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return settings.log_dir / f"smoke-{stamp}-{os.getpid()}-{next(_NUMBER)}.log"
 
 
 def judge(answer: Mapping[str, Any], recipe: Recipe, host: Host, found: Target) -> Outcome:
