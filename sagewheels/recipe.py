@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,15 +10,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from sagewheels import arch
+from sagewheels import arch, smoketable
 from sagewheels.arch import Arch
 from sagewheels.bad import SHA256, Mark
 from sagewheels.errors import UsageError
 from sagewheels.resources import ROOT
+from sagewheels.table import Table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -176,7 +175,7 @@ def also(main: Recipe) -> tuple[Recipe, ...]:
 
 def parse(data: Mapping[str, Any], path: Path) -> Recipe:
     """A Recipe from TOML data. Raises UsageError as `load` does."""
-    top = _Table(data, path, "")
+    top = Table(data, path, "")
     if top.whole("schema") != SCHEMA:
         raise UsageError(f"{path}: schema {data['schema']} is not {SCHEMA}", "Update sagewheels")
     source, build, smoke = top.table("source"), top.table("build"), top.table("smoke")
@@ -205,7 +204,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         units=units,
         archs=dict(sorted(_rule(name, item, units) for name, item in top.table("arch").tables())),
         patches=tuple(_patch(file, path, top.text("patches_dir", path.stem)) for file in top.texts("patches", ())),
-        smoke=_smoke(smoke),
+        smoke=smoketable.check(smoke),
         known_bad=tuple(mark for item in top.listed("known_bad") for mark in _known_bad(item)),
     )
     for table in (top, source, build, stable):
@@ -213,53 +212,13 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
     return recipe
 
 
-def _units(table: _Table) -> int:
+def _units(table: Table) -> int:
     count = table.whole("units")
     table.nothing_left()
     return count
 
 
-def _smoke(table: _Table) -> Mapping[str, Any]:
-    """The table as it is, after a look at every key that the probe and the verdict rely on."""
-    table.function("call")
-    for key in ("min_cosine", "max_relative_l2"):
-        table.number(key)
-    for key in ("head_dims", "lengths", "dtypes", "layouts", "heads"):
-        table.filled(key)
-    table.filled("timed", empty=True)
-    table.table("arguments").values()
-    full = table.table("full")
-    if full.data:
-        _full(full)
-    table.nothing_left()
-    return table.data
-
-
-def _full(table: _Table) -> None:
-    """A look at every key of the long checks."""
-    if not table.texts("checks"):
-        raise UsageError(f"{table.where('checks')} is empty: then nothing would be tried")
-    for key in ("min_cosine", "max_relative_l2", "max_lse_error"):
-        table.number(key)
-    table.filled("lengths")
-    for key in ("every_length_to", "long"):
-        table.whole(key)
-    table.filled("call")
-    for call in table.listed("call"):
-        call.function("call")
-        call.texts("archs", ())
-        call.table("arguments").values()
-        call.nothing_left()
-    for known in table.listed("known"):
-        for key in ("check", "why"):
-            known.text(key)
-        known.function("call")
-        known.table("arguments").values()
-        known.nothing_left()
-    table.nothing_left()
-
-
-def _source(table: _Table) -> Source:
+def _source(table: Table) -> Source:
     repo, path = table.text("repo", ""), table.text("path", "")
     if bool(repo) == bool(path):
         raise UsageError(f"{table.where('repo')}: give either repo, ref and commit, or path")
@@ -270,7 +229,7 @@ def _source(table: _Table) -> Source:
     return Source(repo=repo, ref=ref, commit=commit, paths=table.texts("paths", ()), path=path)
 
 
-def _rule(name: str, table: _Table, units: Mapping[str, int]) -> tuple[Arch, ArchRule]:
+def _rule(name: str, table: Table, units: Mapping[str, int]) -> tuple[Arch, ArchRule]:
     cubin_text = table.text("cubin")
     try:
         where = table.where("")
@@ -304,7 +263,7 @@ def _patch(file: str, manifest: Path, folder: str) -> Patch:
     return Patch(file=file, path=path, sha256=hashlib.sha256(content).hexdigest())
 
 
-def _known_bad(table: _Table) -> list[Mark]:
+def _known_bad(table: Table) -> list[Mark]:
     """One mark for each arch that is named, else one for all."""
     names = {key: table.text(key, "").lower() for key in ("sha256", "build_key")}
     if bool(names["sha256"]) == bool(names["build_key"]):
@@ -320,122 +279,3 @@ def _known_bad(table: _Table) -> list[Mark]:
     table.nothing_left()
     sha256, key = names["sha256"], names["build_key"]
     return [Mark(reason=reason, wheel_sha256=sha256, build_key=key, arch=one) for one in archs or [""]]
-
-
-class _Table:
-    """A TOML table that says file and key when something is missing, of another type, or not known."""
-
-    def __init__(self, data: object, path: Path, key: str) -> None:
-        self._path, self._key, self._seen = path, key, set[str]()
-        if not isinstance(data, dict):
-            raise UsageError(f"{path}: {key.rstrip('.') or 'the file'} is not a table")
-        self.data: dict[str, Any] = data
-
-    def where(self, key: str) -> str:
-        """`file: table.key`, for messages."""
-        return f"{self._path}: {self._key}{key}"
-
-    def _get(self, key: str, kind: type, default: object) -> Any:
-        self._seen.add(key)
-        value = self.data.get(key, default)
-        if value is None:
-            raise UsageError(f"{self.where(key)} is missing")
-        if type(value) is not kind and value is not default:
-            raise UsageError(f"{self.where(key)} must be {kind.__name__}, not {type(value).__name__}")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """A text, never empty unless that is the default."""
-        value: str = self._get(key, str, default)
-        if not value and value != default:
-            raise UsageError(f"{self.where(key)} is empty")
-        return value
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        """A positive whole number."""
-        value: int = self._get(key, int, default)
-        if value < 1:
-            raise UsageError(f"{self.where(key)} must be positive")
-        return value
-
-    def flag(self, key: str) -> bool:
-        """True or false, which it is when it is missing."""
-        value: bool = self._get(key, bool, False)
-        return value
-
-    def function(self, key: str) -> str:
-        """The name of a function, `module:function`."""
-        module, _, name = self.text(key).partition(":")
-        if not module or not name:
-            raise UsageError(f"{self.where(key)} must be module:function")
-        return f"{module}:{name}"
-
-    def release(self, key: str, default: str | None = None) -> str:
-        """A version in numbers: 12.8."""
-        return self._release(key, self.text(key, default))
-
-    def version_key(self, key: str) -> str:
-        """A key of this table that is itself a version in numbers."""
-        return self._release(key, key)
-
-    def _release(self, key: str, value: str) -> str:
-        if value and not re.fullmatch(r"\d+(\.\d+)*", value):
-            raise UsageError(f"{self.where(key)}: {value!r} is not a version such as 12.8")
-        return value
-
-    def number(self, key: str) -> float:
-        """A number between 0 and 1."""
-        self._seen.add(key)
-        value = self.data.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise UsageError(f"{self.where(key)} must be a number from 0 to 1")
-        return value
-
-    def filled(self, key: str, *, empty: bool = False) -> None:
-        """A list, which may lack or be empty only if `empty`."""
-        if not self._get(key, list, [] if empty else None) and not empty:
-            raise UsageError(f"{self.where(key)} is empty: then nothing would be tried")
-
-    def texts(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
-        """A list of texts."""
-        value = self._get(key, list, default)
-        if not all(isinstance(item, str) for item in value):
-            raise UsageError(f"{self.where(key)} must be a list of text")
-        return tuple(value)
-
-    def listed(self, key: str) -> list[_Table]:
-        """The tables of a `[[key]]`, by their number from 1; none when it is missing."""
-        items = enumerate(self._get(key, list, []), 1)
-        return [_Table(item, self._path, f"{self._key}{key}[{at}].") for at, item in items]
-
-    def requirements(self, key: str) -> tuple[str, ...]:
-        """A list of requirements such as einops>=0.7, empty when it is missing."""
-        found = self.texts(key, ())
-        for text in found:
-            try:
-                Requirement(text)
-            except InvalidRequirement:
-                raise UsageError(f"{self.where(key)}: {text!r} is no requirement such as einops>=0.7") from None
-        return found
-
-    def values(self) -> None:
-        """Checks that this table holds text, numbers and booleans only."""
-        for key, value in self.data.items():
-            if not isinstance(value, (str, int, float, bool)):
-                raise UsageError(f"{self.where(key)} must be text, a number or a boolean")
-
-    def table(self, key: str) -> _Table:
-        """A table below this one, empty when it is missing."""
-        return _Table(self._get(key, dict, {}) or {}, self._path, f"{self._key}{key}.")
-
-    def tables(self) -> list[tuple[str, _Table]]:
-        """Every table below this one; there must be at least one."""
-        if not self.data:
-            raise UsageError(f"{self.where('')[:-1]} is missing")
-        return [(name, _Table(item, self._path, f"{self._key}{name}.")) for name, item in self.data.items()]
-
-    def nothing_left(self) -> None:
-        """A key that nobody asked for is a typing error, and must not pass in silence."""
-        left = sorted(set(self.data) - self._seen)
-        if left:
-            raise UsageError(f"{self.where(left[0])} is not a key that build manifests have")
