@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sagewheels import blame, smoke, ui
@@ -33,7 +33,19 @@ def run(settings: Settings, recipe: Recipe, found: Target, host: Host, before: O
     answer = smoke.ask(settings, found, "full", order, _SECONDS)
     for gpu in answer["gpus"]:
         show(gpu, full)
-    return before.after(tuple(failures(answer, full)), faults(answer, full), checks)
+    wrong = list(failures(answer, full))
+    if len(answer["gpus"]) < len(before.proofs):
+        wrong.append(f"the long checks saw {len(answer['gpus'])} of {len(before.proofs)} GPUs")
+    return before.after(wrong, faults(answer, full), ran(answer, checks))
+
+
+def ran(answer: Mapping[str, Any], checks: Sequence[str]) -> tuple[str, ...]:
+    """The checks of which each GPU ran a case: a proof names no other. Pure."""
+    done = [
+        {row["check"] for row in gpu["checks"] if any(not case.get("skipped") for case in row["cases"])}
+        for gpu in answer["gpus"]
+    ]
+    return tuple(check for check in checks if done and all(check in names for names in done))
 
 
 def table(recipe: Recipe) -> Mapping[str, Any]:
@@ -84,17 +96,19 @@ def fault(case: Mapping[str, Any], full: Mapping[str, Any]) -> str:
         return ""
     if not case["finite"]:
         return "not finite"
-    right = case["cosine"] >= full["min_cosine"] and case["relative_l2"] <= full["max_relative_l2"]
-    return "" if right else f"cosine {case['cosine']:.4f}, relative L2 {case['relative_l2']:.3f}"
+    return "" if smoke.within(case, full) else smoke.how(case)
 
 
 def known(gpu: Mapping[str, Any], row: Mapping[str, Any], full: Mapping[str, Any]) -> str:
     """Why this check of this function fails, if the manifest says that it does; numbers only, never a crash or NaN."""
     call = gpu["calls"][row["call"]]
     for item in full.get("known", ()):
-        same = item["check"] == row["check"] and item["call"] == call["call"]
-        numbers = all(case.get("finite", True) and not _said(case) for case in row["cases"])
-        if same and numbers and item.get("arguments", {}) == call["arguments"]:
+        same = item["check"] == row["check"] and item["call"] == call["call"] and gpu["arch"] in item["archs"]
+        as_known = all(
+            case.get("finite", True) and not _said(case) and case.get("relative_l2", 0) <= item["max_relative_l2"]
+            for case in row["cases"]
+        )
+        if same and as_known and item.get("arguments", {}) == call["arguments"]:
             return str(item["why"])
     return ""
 

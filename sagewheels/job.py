@@ -157,6 +157,7 @@ class Job:
             patches=_names(self.recipe),
             modules=_modules(self.recipe),
             allow_unknown=self.settings.allow_unsafe_wheel,
+            named=named,
             known_bad=bad.by_name((*by_people, *(() if named else self.recorded()))),
             also=tuple(
                 Origin(

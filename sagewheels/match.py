@@ -36,7 +36,7 @@ class Wanted:
 
     `version` empty means any; `source` is the pinned commit, or the ref that was asked for instead of it; `patches`
     are the names of the series; `modules` are those that a GPU needs, where that is known; `allow_unknown` accepts a
-    manifest that leaves facts out, never one that contradicts;
+    manifest that leaves facts out, never one that contradicts; `named`: the user named this very wheel;
     `known_bad` are the marks against wheels; a wheel that was built from one of `also` is held against that one's
     source, version and patches.
     """
@@ -52,6 +52,7 @@ class Wanted:
     patches: frozenset[str] = frozenset()
     modules: Modules = field(default_factory=dict)
     allow_unknown: bool = False
+    named: bool = False
     known_bad: Marks = field(default_factory=dict)
     also: tuple[Origin, ...] = ()
 
@@ -72,6 +73,8 @@ class Verdict:
 def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
     """Every reason against one candidate, each naming what the wheel has and what is here."""
     asked, wanted = wanted, _of_its_source(candidate, wanted)
+    if candidate.name != wanted.name:
+        return Verdict(candidate=candidate, reasons=(f"it is {candidate.name}, not {wanted.name}",))
     unknown: list[str] = []
     reasons = [
         *_package(candidate, wanted),
@@ -82,7 +85,7 @@ def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
         *_glibc(candidate, wanted),
         *_source(candidate, wanted),
         *_patches(candidate, wanted),
-        *(_stand_in(candidate, wanted) if wanted is not asked else ()),
+        *(_stand_in(candidate, wanted) if wanted is not asked and not wanted.named else ()),
         *bad.against(candidate, wanted.archs, wanted.known_bad),
     ]
     if not candidate.wheel_sha256:
@@ -125,8 +128,6 @@ def _of_its_source(candidate: WheelManifest, wanted: Wanted) -> Wanted:
 
 
 def _package(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
-    if candidate.name != wanted.name:
-        yield f"it is {candidate.name}, not {wanted.name}"
     if wanted.version and candidate.version.partition("+")[0] != wanted.version:
         yield f"it is version {candidate.version.partition('+')[0]}, {wanted.version} is expected"
 
@@ -181,7 +182,7 @@ def _archs(candidate: WheelManifest, wanted: Wanted, unknown: list[str]) -> Iter
         # A cubin of 8.0 runs on 8.9, but a wheel for 8.0 lacks the module with the kernels of 8.9.
         lacking = [name for name in wanted.modules.get(gpu, ()) if not _runs(listed.get(name), gpu)]
         if lacking:
-            yield f"its {', '.join(lacking)} holds no code for {gpu}"
+            yield f"its {', '.join(lacking)} {'hold' if len(lacking) > 1 else 'holds'} no code for {gpu}"
 
 
 def _runs(listed: object, gpu: Arch) -> bool:
@@ -220,7 +221,9 @@ def _patches(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
     names = [item.get("name") for item in listed if isinstance(item, dict)]
     missing = wanted.patches - {name for name in names if isinstance(name, str)}
     if missing:
-        yield f"it was built without {', '.join(sorted(missing))}, and nothing has proven it"
+        few, more = sorted(missing)[:2], len(missing) - 2
+        listed_ = f"{', '.join(few)} and {more} more patches" if more > 0 else ", ".join(few)
+        yield f"it was built without {listed_}, and nothing has proven it"
 
 
 def _stand_in(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:

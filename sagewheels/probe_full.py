@@ -186,9 +186,11 @@ def second_gpu(torch, call, device, order):
     They travel through the host: where GPUs cannot really read each other's memory, that is no fault of the kernels.
     """
     here = torch.cuda.current_device()
-    others = [index for index in range(torch.cuda.device_count()) if index != here]
+    others = [
+        index for index in range(torch.cuda.device_count()) if index != here and serves(torch, order["one"], index)
+    ]
     if not others:
-        yield {"case": "", "skipped": "there is one GPU here"}
+        yield {"case": "", "skipped": "there is no second GPU for it here"}
         return
     for index in others:
         other = torch.device("cuda", index)
@@ -207,10 +209,12 @@ def second_gpu(torch, call, device, order):
 def refused_launch(torch, call, device, order):
     """More batches than a grid holds (65535): the launch is refused, and that must be said, not returned."""
     q, k, v = draw(torch, device, torch.float16, [1, 1], 1, 64, 7, batch=70_000)
+    yield judged(torch, "9 batches", call(q[:9], k[:9], v[:9], tensor_layout="HND", is_causal=False), v[:9].float())
     try:
         call(q, k, v, tensor_layout="HND", is_causal=False)
-    except Exception:
-        yield {"case": "70000 batches"}
+    except Exception as error:
+        short_of = {"error": short(error)} if "OutOfMemory" in type(error).__name__ else {}
+        yield {"case": "70000 batches", **short_of}
     else:
         yield {"case": "70000 batches", "wrong": "no error was raised for a launch that cannot be made"}
     finally:
@@ -235,11 +239,19 @@ CHECKS = {
 }
 
 
-def done(torch, check, call, device, order):
-    """Every case of one check; an exception is its last case."""
+def serves(torch, one, index):
+    """Whether a function has a kernel for this GPU, by the manifest."""
+    return not one.get("archs") or "%d.%d" % torch.cuda.get_device_capability(index) in one["archs"]
+
+
+def done(torch, check, one, device, order):
+    """Every case of one check of one function; an exception is its last case."""
     found = []
     try:
-        for case in CHECKS[check](torch, call, device, order):
+        call, parameters = function(one["call"], one.get("arguments", {}))
+        if check == "gqa-lse" and "return_lse" not in parameters:
+            return [{"case": "", "skipped": "it returns no logsumexp"}]
+        for case in CHECKS[check](torch, call, device, {**order, "one": one}):
             found.append(case)
     except Exception as error:
         traceback.print_exc()
@@ -267,7 +279,7 @@ def on_gpu(torch, index, order):
     device = torch.device("cuda", index)
     capability = "%d.%d" % torch.cuda.get_device_capability(index)
     found = {"index": index, "name": torch.cuda.get_device_name(index), "arch": capability, "checks": []}
-    calls = [one for one in order["calls"] if not one.get("archs") or capability in one["archs"]]
+    calls = [one for one in order["calls"] if serves(torch, one, index)]
     torch.cuda.set_device(device)
     gone = ""
     for check in order["full"]["checks"]:
@@ -279,13 +291,9 @@ def on_gpu(torch, index, order):
             elif check not in CHECKS:
                 row["cases"] = [{"case": "", "error": "this sagewheels does not know the check"}]
             else:
-                call, parameters = function(one["call"], one.get("arguments", {}))
-                if check == "gqa-lse" and "return_lse" not in parameters:
-                    row["cases"] = [{"case": "", "skipped": "it returns no logsumexp"}]
-                else:
-                    sys.stderr.write("at: %s of %s %s\n" % (check, one["call"], one.get("arguments", "")))
-                    sys.stderr.flush()
-                    row["cases"] = done(torch, check, call, device, order)
+                sys.stderr.write("at: %s of %s %s\n" % (check, one["call"], one.get("arguments", "")))
+                sys.stderr.flush()
+                row["cases"] = done(torch, check, one, device, order)
                 torch.cuda.set_device(device)
                 gone = lost(torch, device)
                 if gone and not any(case.get("error") for case in row["cases"]):

@@ -116,7 +116,8 @@ class Recipe:
         rules = self.rules(archs)
         alone = [str(rule.arch) for rule in rules if rule.alone]
         if alone and len({rule.cubin for rule in rules}) > 1:
-            raise UsageError(f"{alone[0]} cannot be built together with another arch", "Name one with --arch")
+            what = f"{self.name} {self.version} for {alone[0]} cannot be built together with another arch"
+            raise UsageError(what, "Name one with --arch")
         ptx = {rule.cubin.plain for rule, one in zip(rules, archs, strict=True) if one.ptx}
         return tuple(sorted({replace(rule.cubin.plain, ptx=rule.cubin.plain in ptx) for rule in rules}))
 
@@ -163,13 +164,15 @@ def load(name: str) -> Recipe:
 def also(main: Recipe) -> tuple[Recipe, ...]:
     """The build manifests that `main` names in `also`, from its own folder or else from ours.
 
-    Raises UsageError as `load` does, and for one of another package.
+    Raises UsageError as `load` does, and for one of another package, or of the same commit, by which they are told apart.
     """
     places = [(name, main.file.with_name(f"{name}.toml")) for name in main.also]
     found = tuple(load(str(beside) if beside.is_file() else name) for name, beside in places)
     for one in found:
         if one.name != main.name:
             raise UsageError(f"{main.file}: also names {one.file.stem}, which is of {one.name}")
+        if one.source.commit == main.source.commit:
+            raise UsageError(f"{main.file}: also names {one.file.stem}, which is of the same commit")
     return found
 
 

@@ -106,9 +106,13 @@ def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any],
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     try:
         answer: dict[str, Any] = json.loads([line for line in lines if line.startswith("{")][-1])
-    except (ValueError, IndexError):
+        if not isinstance(answer["gpus"], list):
+            raise ValueError("not an answer")
+    except (ValueError, IndexError, KeyError):
         what = f"the kernels brought the interpreter down ({proc.ending(code)}): {_where(lines, code)[:200]}"
         raise Crashed(what, f"The whole output is {log}", probe=probe, ended=code) from None
+    if code:
+        ui.warn("smoke", f"the interpreter ended badly after it had answered ({proc.ending(code)}): see {log}")
     return answer
 
 
@@ -193,7 +197,7 @@ def _gpu_failures(gpu: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
     if not gpu["cases"]:
         yield "no case was run"
     if bad:
-        yield f"{len(bad)} of {len(gpu['cases'])} cases are wrong, first {name(bad[0])}: {_how(bad[0])}"
+        yield f"{len(bad)} of {len(gpu['cases'])} cases are wrong, first {name(bad[0])}: {how(bad[0])}"
     if gpu.get("error"):
         yield gpu["error"]
     rule = recipe.archs.get(_arch(gpu["arch"]))
@@ -204,15 +208,20 @@ def _gpu_failures(gpu: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
         yield f"{rule.kernel} did not run; kernels that did: {ran[:300]}"
     for case in gpu["timed"]:
         if not right(case, recipe):
-            yield f"shape {case['shape']}: {_how(case)}"
+            yield f"shape {case['shape']}: {how(case)}"
 
 
 def right(case: Mapping[str, Any], recipe: Recipe) -> bool:
     """Whether one case ran, is finite, and agrees with the reference within the manifest's bounds."""
     if case.get("error") or not case.get("finite"):
         return False
-    smoke = recipe.smoke
-    return bool(case["cosine"] >= smoke["min_cosine"] and case["relative_l2"] <= smoke["max_relative_l2"])
+    return within(case, recipe.smoke)
+
+
+def within(case: Mapping[str, Any], bounds: Mapping[str, Any]) -> bool:
+    """Whether the numbers of a finite case are within a manifest's bounds; that for single rows may be missing."""
+    heads = case["cosine"] >= bounds["min_cosine"] and case["relative_l2"] <= bounds["max_relative_l2"]
+    return bool(heads and case.get("row_relative_l2", 0) <= bounds.get("max_row_relative_l2", float("inf")))
 
 
 def name(case: Mapping[str, Any]) -> str:
@@ -224,12 +233,14 @@ def name(case: Mapping[str, Any]) -> str:
     )
 
 
-def _how(case: Mapping[str, Any]) -> str:
+def how(case: Mapping[str, Any]) -> str:
+    """What is wrong with a case."""
     if case.get("error"):
         return str(case["error"])
     if not case.get("finite"):
         return "not finite"
-    return f"cosine {case['cosine']:.4f}, relative L2 {case['relative_l2']:.3f}"
+    row = f", {case['row_relative_l2']:.3f} in one row" if "row_relative_l2" in case else ""
+    return f"cosine {case['cosine']:.4f}, relative L2 {case['relative_l2']:.3f}{row}"
 
 
 def _arch(text: str) -> Arch:

@@ -132,10 +132,12 @@ def do_build(job: Job, *, force: bool = False) -> Made | None:
     if job.dry_run:
         units = sum(job.recipe.units[name] for name in job.recipe.extensions(job.archs))
         plan = buildplan.jobs(job.settings, job.recipe, job.archs, job.host)
-        archs = ", ".join(map(str, job.archs))
-        what = f"{job.recipe.name} {job.recipe.version} for {archs}"
-        origin = job.settings.sage_source_repo or job.recipe.source.repo or job.recipe.source.path
-        ui.say("build", f"would compile {what}: {ui.count(units, 'unit')}, {plan.why}, source {origin}")
+        archs = ", ".join(map(str, job.recipe.cubins_for(job.archs)))
+        source = job.recipe.source
+        origin = source.path or job.settings.sage_source_repo or source.repo
+        what = f"{job.recipe.file.stem} for {archs}: {ui.count(units, 'unit')}"
+        how = f"EXT_PARALLEL={plan.extensions} MAX_JOBS={plan.compilers} ({plan.why})"
+        ui.say("build", f"would compile {what}, {how}, {len(job.recipe.patches)} patches on {origin}")
         return None
     plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host)
     ui.say("build", f"nvcc {plan_.toolkit.build} from {plan_.toolkit.origin}, {plan_.toolkit.compiler}")
@@ -190,6 +192,7 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
     extensions = made[1].data.get("extensions") if made else None
     names = list(extensions) if isinstance(extensions, dict) else list(recipe.extensions(_known(job, recipe)))
     found = job.target
+    proven = state.get("passed") == circumstances(job)
     try:
         outcome = smoke.run(job.settings, recipe, found, job.host, names)
         if long and not outcome.failures:
@@ -200,11 +203,15 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
             marking.record_crash(job, made[1], str(state.get("sha256")), error, found)
         raise SmokeFailed(error.what, f"{words}. {error.remedy}") from None
     except BaseException:  # Ctrl-C, a full disk, nobody who reads our output: what is not proven does not stay
-        _put_back(job)
+        if not proven:
+            _put_back(job)
         raise
     if outcome.failures:
         for text in outcome.failures:
             ui.say("smoke", f"FAILED: {text}")
+        if proven and not outcome.faults:
+            stays = "It passed here before and nothing speaks against the wheel itself: it stays installed"
+            raise SmokeFailed(f"smoke failed: {outcome.failures[0]}", stays)
         words = _put_back(job)
         if made:
             marking.record(job, made[1], str(state.get("sha256")), outcome.faults, found)

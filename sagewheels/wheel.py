@@ -200,6 +200,7 @@ def _text(archive: zipfile.ZipFile, name: str, file: str) -> str:
 
 def _extensions(archive: zipfile.ZipFile, package: str) -> Iterator[tuple[str, Extension]]:
     """Each shared library of the package, read as ELF and listed by cuobjdump."""
+    seen: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="sagewheels-inspect-") as folder:
         for item in archive.infolist():
             if item.filename.endswith(".so"):
@@ -207,6 +208,9 @@ def _extensions(archive: zipfile.ZipFile, package: str) -> Iterator[tuple[str, E
                 with archive.open(item) as source, place.open("wb") as target:
                     shutil.copyfileobj(source, target)
                 module = item.filename[len(package) + 1 :].split(".", 1)[0].replace("/", ".")
+                if module in seen:
+                    raise Refused(f"{PurePosixPath(archive.filename or '').name} holds the module {module} twice")
+                seen.add(module)
                 yield module, _extension(place, module)
 
 

@@ -65,7 +65,7 @@ def raw_marks(settings: Settings) -> list[Any]:
     """The marks as JSON; none when they cannot be read (they spare a try, no more)."""
     try:
         found = json.loads((settings.wheelhouse_dir / MARKS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return []
     listed = found.get(bad.KEY) if isinstance(found, dict) else None
     return listed if isinstance(listed, list) else []

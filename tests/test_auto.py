@@ -378,7 +378,7 @@ def test_dry_run_with_an_empty_store(here: Machine, compiler: Compiler, capsys: 
     auto.auto(here.job(dry_run=True))
     said = capsys.readouterr().out.splitlines()
     assert [line.split("]")[0][1:] for line in said] == ["stack", "fetch", "fetch", "build", "upload", "plan"]
-    assert said[3].startswith(f"[build] would compile {NAME} {VERSION} for 12.0: ")
+    assert said[3].startswith("[build] would compile tiny for 12.0: ")
     assert said[4] == f"[upload] would publish it to {here.settings.sage_store}"
     assert (wheels.tree(here.folder), compiler.asked) == (before, [])
     with pytest.raises(NothingCompatible):

@@ -21,7 +21,8 @@ from tests.test_smoke import settings as settings_in
 
 BOUNDS: dict[str, Any] = {"min_cosine": 0.998, "max_relative_l2": 0.0625}
 WHY = "the tensor cores add up in 22 bits"
-KNOWN = {**BOUNDS, "known": [{"check": "long", "call": "sage:attn", "arguments": {"accum": "fp32"}, "why": WHY}]}
+ITEM = {"check": "long", "call": "sage:attn", "arguments": {"accum": "fp32"}, "archs": ["12.0"], "max_relative_l2": 0.1}
+KNOWN = {**BOUNDS, "known": [{**ITEM, "why": WHY}]}
 CALLS = [{"call": "sage:attn", "arguments": {}}, {"call": "sage:attn", "arguments": {"accum": "fp32", "smooth": True}}]
 BEFORE = Outcome(failures=(), proofs=({"gpu": RTX, "arch": "12.0"},), loaded_only=False)
 
@@ -165,6 +166,8 @@ def test_the_check_that_lost_the_gpu_is_the_one_that_is_named() -> None:
         ("cross", {"accum": "fp32"}, case(cosine=0.9), ""),
         ("long", {}, case(cosine=0.9), ""),
         ("long", {"accum": "fp32", "smooth": True}, case(cosine=0.9), ""),
+        ("long", {"accum": "fp32"}, case(relative_l2=0.1), WHY),
+        ("long", {"accum": "fp32"}, case(relative_l2=0.11), ""),
         ("long", {"accum": "fp32"}, NAN, ""),
         ("long", {"accum": "fp32"}, {"case": "", "error": "RuntimeError: no"}, ""),
         ("long", {"accum": "fp32"}, {"case": "everywhere", "wrong": "not finite"}, ""),
@@ -175,6 +178,7 @@ def test_what_is_known_of_a_function(check: str, arguments: dict[str, Any], one:
     here = gpu(row(check, one), calls=[{"call": "sage:attn", "arguments": arguments}])
     assert full.known(here, here["checks"][0], KNOWN) == why
     assert full.known(here, here["checks"][0], BOUNDS) == ""
+    assert full.known({**here, "arch": "9.0"}, here["checks"][0], KNOWN) == "", "known of another GPU"
 
 
 def test_what_is_known_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +230,15 @@ def test_without_a_gpu_nothing_is_run(sage: Recipe, found: Target, capsys: pytes
     assert capsys.readouterr().out == "[smoke] the long checks need a GPU: none of them was run\n"
 
 
+def test_a_proof_names_what_every_gpu_ran() -> None:
+    skipped = row("second-gpu", {"case": "", "skipped": "there is one GPU here"})
+    one, two = gpu(GOOD, row("long", case()), skipped), gpu(GOOD, skipped)
+    names = (GOOD["check"], "long", "second-gpu")
+    assert full.ran({"gpus": [one]}, names) == (GOOD["check"], "long")
+    assert full.ran({"gpus": [one, two]}, names) == (GOOD["check"],)
+    assert full.ran({"gpus": []}, names) == ()
+
+
 def test_what_passed_is_in_the_proof(
     sage: Recipe, found: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +246,8 @@ def test_what_passed_is_in_the_proof(
     target = printing(found, f'echo "$3" >{tmp_path}/order; ls "$(dirname "$2")" >{tmp_path}/there; cat {said}')
     said.write_text(json.dumps({"gpus": [gpu(GOOD)]}))
     outcome = full.run(settings_in(tmp_path), sage, target, ONE, BEFORE)
-    checks = sage.smoke["full"]["checks"]
+    checks = [one["check"] for one in gpu(GOOD)["checks"]]
+    assert checks and set(checks) < set(sage.smoke["full"]["checks"])
     assert outcome == replace(BEFORE, proofs=({"gpu": RTX, "arch": "12.0", "full": checks},))
     order = json.loads((tmp_path / "order").read_text())
     assert order == {"calls": sage.smoke["full"]["call"], "head_dims": [64, 128], "full": sage.smoke["full"]}

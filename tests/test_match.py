@@ -163,7 +163,7 @@ def test_patches_without_a_name_that_is_text_are_no_patches() -> None:
 
 def test_all_reasons_are_given_in_one_order_with_the_unknown_last() -> None:
     odd = wheel(
-        file="other-1.0-cp39-cp39-linux_x86_64.whl",
+        file="sageattention-1.0-cp39-cp39-linux_x86_64.whl",
         torch_version="2.8.0",
         cuda_version="12.8",
         archs=["8.0", "8.6"],
@@ -171,7 +171,6 @@ def test_all_reasons_are_given_in_one_order_with_the_unknown_last() -> None:
         wheel_sha256=None,
     )
     assert reasons(odd) == (
-        "it is other, not sageattention",
         "it is version 1.0, 2.2.0 is expected",
         "its wheel tag cp39-cp39-linux_x86_64 does not suit the target (cp312-cp312-linux_x86_64)",
         "it was built for torch 2.8.0, the target has 2.11.0",
@@ -180,6 +179,17 @@ def test_all_reasons_are_given_in_one_order_with_the_unknown_last() -> None:
         "it needs glibc 2.40, this machine has 2.39",
         "its manifest has no sha256",
     )
+
+
+def test_of_another_package_nothing_more_is_said() -> None:
+    other = wheel(file="other-1.0-cp39-cp39-linux_x86_64.whl", torch_version="2.8.0")
+    assert reasons(other) == ("it is other, not sageattention",)
+
+
+def test_of_many_missing_patches_the_first_are_named() -> None:
+    many = frozenset(f"{number:04}-x.patch" for number in range(1, 14))
+    (reason,) = reasons(wheel(patches=[], proofs=[]), patches=many)
+    assert reason == "it was built without 0001-x.patch, 0002-x.patch and 11 more patches, and nothing has proven it"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ FULL: dict[str, Any] = {
     "every_length_to": 65,
     "long": 131072,
     "call": [{"call": "thing:attn"}, {"call": "thing:other", "arguments": {"accum": "fp32"}, "archs": ["9.0"]}],
-    "known": [{"check": "lengths", "call": "thing:attn", "why": "22 bits"}],
+    "known": [{"check": "lengths", "call": "thing:attn", "archs": ["9.0"], "max_relative_l2": 0.1, "why": "22 bits"}],
 }
 MISSING = object()
 
@@ -382,7 +382,12 @@ def test_the_long_checks_are_handed_on_as_they_are() -> None:
         (
             "known",
             [{"why": "x", "check": "long", "call": "a:b", "archs": ["9.0"]}],
-            "known[1].archs is not a key that build manifests have",
+            "known[1].max_relative_l2 must be a number from 0 to 1",
+        ),
+        (
+            "known",
+            [{"why": "x", "check": "long", "call": "a:b", "archs": [], "max_relative_l2": 0.1}],
+            "known[1].archs is empty: then it is known nowhere",
         ),
         ("chekcs", ["lengths"], "chekcs is not a key that build manifests have"),
     ],
@@ -399,7 +404,7 @@ def test_an_arch_that_is_built_alone() -> None:
     assert alone.cubins_for(both[:1]) == both[:1]
     with pytest.raises(UsageError) as caught:
         alone.cubins_for(both)
-    assert str(caught.value) == "9.0 cannot be built together with another arch. Name one with --arch."
+    assert str(caught.value) == "thing 1.2.3 for 9.0 cannot be built together with another arch. Name one with --arch."
     assert refused("arch/9.0/alone", "yes") == "thing.toml: arch.9.0.alone must be bool, not str."
 
 

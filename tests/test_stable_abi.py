@@ -188,6 +188,7 @@ def test_nobody_is_handed_another_source_that_only_the_short_checks_have_proven(
         assert judge(manifest(**MENDED, proofs=proofs), HERE).reasons == (reason,)
     asked = replace(HERE, source=THEIRS, patches=frozenset({"0001-theirs.patch"}), also=())
     assert judge(manifest(**MENDED, proofs=[]), asked).fits
+    assert judge(manifest(**MENDED, proofs=[]), replace(HERE, named=True)).fits, "the user named this very wheel"
     two = replace(HERE, archs=arch.parse_list("8.9;12.0"))
     both = manifest(**MENDED, archs=["8.9", "12.0a"])
     assert judge(both, two).reasons == (reason.replace("12.0", "8.9"),)

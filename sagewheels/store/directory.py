@@ -27,7 +27,7 @@ class DirectoryStore:
     writable = True
 
     def __init__(self, root: Path, *, wait: float = 30.0) -> None:
-        self._root, self._wait = root.absolute(), wait
+        self._root, self._wait = root.resolve(), wait
 
     @property
     def label(self) -> str:
@@ -92,7 +92,7 @@ class DirectoryStore:
 
     def rights(self) -> str:
         """Who may do what here, in one line. Raises StoreError when this user cannot write."""
-        place = next(path for path in (self._root, *self._root.absolute().parents) if path.exists())
+        place = next(path for path in (self._root, *self._root.parents) if path.exists())
         if not place.is_dir():
             raise StoreError(f"{place} is not a folder", "Name another with SAGE_STORE")
         if not os.access(place, os.W_OK | os.X_OK):
