@@ -186,9 +186,8 @@ def second_gpu(torch, call, device, order):
     They travel through the host: where GPUs cannot really read each other's memory, that is no fault of the kernels.
     """
     here = torch.cuda.current_device()
-    others = [
-        index for index in range(torch.cuda.device_count()) if index != here and serves(torch, order["one"], index)
-    ]
+    others = [index for index in range(torch.cuda.device_count()) if index != here]
+    others = [index for index in others if serves(torch, order["one"], index)]
     if not others:
         yield {"case": "", "skipped": "there is no second GPU for it here"}
         return

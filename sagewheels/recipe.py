@@ -164,7 +164,8 @@ def load(name: str) -> Recipe:
 def also(main: Recipe) -> tuple[Recipe, ...]:
     """The build manifests that `main` names in `also`, from its own folder or else from ours.
 
-    Raises UsageError as `load` does, and for one of another package, or of the same commit, by which they are told apart.
+    Raises UsageError as `load` does, and for one of another package, or of the same commit: by that their wheels
+    are told apart.
     """
     places = [(name, main.file.with_name(f"{name}.toml")) for name in main.also]
     found = tuple(load(str(beside) if beside.is_file() else name) for name, beside in places)

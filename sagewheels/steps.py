@@ -14,6 +14,7 @@ from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest
 from sagewheels.match import rank
 from sagewheels.recipe import Recipe
+from sagewheels.target import Target
 
 Made = tuple[Path, WheelManifest]
 
@@ -207,20 +208,25 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
             _put_back(job)
         raise
     if outcome.failures:
-        for text in outcome.failures:
-            ui.say("smoke", f"FAILED: {text}")
-        if proven and not outcome.faults:
-            stays = "It passed here before and nothing speaks against the wheel itself: it stays installed"
-            raise SmokeFailed(f"smoke failed: {outcome.failures[0]}", stays)
-        words = _put_back(job)
-        if made:
-            marking.record(job, made[1], str(state.get("sha256")), outcome.faults, found)
-        raise SmokeFailed(f"smoke failed: {outcome.failures[0]}", f"{words}; the wheel is not proven")
+        raise _failed(job, made, state, outcome, found)
     ui.say("smoke", outcome.words)
     _remember(job, state, outcome)
     if made:
         _record(job, made, outcome)
     return outcome
+
+
+def _failed(job: Job, made: Made | None, state: dict[str, Any], outcome: smoke.Outcome, found: Target) -> SmokeFailed:
+    """Says what failed, puts the machine back and marks the wheel; what passed before stays unless it is to blame."""
+    for text in outcome.failures:
+        ui.say("smoke", f"FAILED: {text}")
+    if state.get("passed") == circumstances(job) and not outcome.faults:
+        stays = "It passed here before, and nothing speaks against the wheel itself: it stays installed"
+        return SmokeFailed(f"smoke failed: {outcome.failures[0]}", stays)
+    words = _put_back(job)
+    if made:
+        marking.record(job, made[1], str(state.get("sha256")), outcome.faults, found)
+    return SmokeFailed(f"smoke failed: {outcome.failures[0]}", f"{words}; the wheel is not proven")
 
 
 def _gpus(job: Job) -> str:

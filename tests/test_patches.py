@@ -473,6 +473,17 @@ class Tensor(types.SimpleNamespace):
         return Tensor(**{**vars(self), "is_contiguous": True})
 
 
+class Text(str):
+    """A tensor that is its own name; one that was detached says so."""
+
+    def detach(self) -> str:
+        return f"{self} detached"
+
+
+Q, K, V = Text("q"), Text("k"), Text("v")
+DETACHED = ("q detached", "k detached", "v detached")
+
+
 class Operator:
     """A custom operator: the function, and the fake that torch.compile calls in its place."""
 
@@ -545,36 +556,36 @@ def test_an_eager_call_does_not_pass_through_the_operator() -> None:
 
 
 def test_a_traced_call_is_one_operator() -> None:
-    """What was not given is not given on, so that each function keeps its own defaults."""
+    """What was not given is not given on, so that each function keeps its own defaults; and no gradient is asked for."""
     module = Compiling()
     module.traces = True
-    out = module.attention("q", "k", "v", "NHD", sm_scale=0.5, smooth_k=False)
+    out = module.attention(Q, K, V, "NHD", sm_scale=0.5, smooth_k=False)
     (asked,) = module.operator.asked
     names = [*inspect.signature(module.operator.function).parameters]
     assert {name: value for name, value in zip(names, asked, strict=True) if value is not None} == {
         "function": "attention",
-        "q": "q",
-        "k": "k",
-        "v": "v",
+        "q": "q detached",
+        "k": "k detached",
+        "v": "v detached",
         "tensor_layout": "NHD",
         "sm_scale": 0.5,
         "smooth_k": False,
         "return_lse": False,
     }
     given = {"tensor_layout": "NHD", "is_causal": False, "sm_scale": 0.5, "smooth_k": False, "return_lse": False}
-    assert module.calls == [("attention", ("q", "k", "v"), given)]
+    assert module.calls == [("attention", DETACHED, given)]
     assert (out.name, out.is_contiguous) == ("out", True)
 
 
 def test_a_traced_call_returns_the_logsumexp_where_there_is_one() -> None:
     module = Compiling()
     module.traces = True
-    out, lse = module.attention("q", "k", "v", return_lse=True)
+    out, lse = module.attention(Q, K, V, return_lse=True)
     assert [(one.name, one.is_contiguous) for one in (out, lse)] == [("out", True), ("lse", True)]
-    assert module.varlen("q", "k", "v", "a", "b", 3, 4, return_lse=True).name == "out"
+    assert module.varlen(Q, K, V, "a", "b", 3, 4, return_lse=True).name == "out"
     assert [asked[-1] for asked in module.operator.asked] == [True, False], "varlen never asks for a logsumexp"
     lengths = {"cu_seqlens_q": "a", "cu_seqlens_k": "b", "max_seqlen_q": 3, "max_seqlen_k": 4}
-    assert module.calls[-1] == ("varlen", ("q", "k", "v", *lengths.values()), {"is_causal": False})
+    assert module.calls[-1] == ("varlen", (*DETACHED, *lengths.values()), {"is_causal": False})
 
 
 @pytest.mark.parametrize(
