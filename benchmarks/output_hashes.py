@@ -15,6 +15,10 @@ import hashlib
 import itertools
 import sys
 
+if sys.argv[1:]:  # --help is answered where neither of the two below is installed
+    print(__doc__)
+    sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+
 import sageattention
 import torch
 

@@ -10,6 +10,7 @@ torch of the wheel and another one are installed from the default package index.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -87,4 +88,8 @@ def main(wheelhouse: Path, python: str, other_python: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wheelhouse", type=Path)
+    parser.add_argument("python", metavar="python_of_the_wheel")
+    parser.add_argument("other_python", metavar="another_python")
+    main(**vars(parser.parse_args()))

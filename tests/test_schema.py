@@ -143,8 +143,17 @@ def test_what_build_writes(made: dict[str, Any]) -> None:
 def test_what_smoke_adds(proven: dict[str, Any]) -> None:
     assert problems(proven) == []
     described = SCHEMA["properties"]["proofs"]["items"]["properties"]
-    assert set(proven["proofs"][0]) == set(described)
+    assert set(proven["proofs"][0]) == set(described) - {"full"}
     assert problems({**proven, "loads": [{"torch_version": "2.11.0", "python_version": "3.12.3", "gpu": None}]}) == []
+
+
+def test_what_the_long_checks_add(proven: dict[str, Any]) -> None:
+    before = smoke.Outcome(failures=(), proofs=tuple(proven["proofs"]), loaded_only=False)
+    (proof,) = before.after((), (), ["lengths", "cross"]).proofs
+    assert proof["full"] == ["lengths", "cross"]
+    assert problems({**proven, "proofs": [proof]}) == []
+    assert set(proof) == set(SCHEMA["properties"]["proofs"]["items"]["properties"])
+    assert problems({**proven, "proofs": [{**proof, "full": True}]}) == ["proofs/0/full"]
 
 
 def test_what_the_first_installer_wrote() -> None:
