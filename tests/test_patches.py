@@ -556,7 +556,7 @@ def test_an_eager_call_does_not_pass_through_the_operator() -> None:
 
 
 def test_a_traced_call_is_one_operator() -> None:
-    """What was not given is not given on, so that each function keeps its own defaults; and no gradient is asked for."""
+    """What was not given is not given on, so that each function keeps its defaults; and no gradient is asked for."""
     module = Compiling()
     module.traces = True
     out = module.attention(Q, K, V, "NHD", sm_scale=0.5, smooth_k=False)

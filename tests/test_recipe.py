@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sagewheels import arch, recipe
+from sagewheels import arch, recipe, smoketable
 from sagewheels.errors import UsageError
 from sagewheels.recipe import Recipe
-from sagewheels.resources import ROOT
+from sagewheels.resources import ROOT, probe_source
 
 MANIFESTS = sorted((ROOT / "manifests").glob("*.toml"))
 
@@ -376,6 +377,7 @@ def test_the_long_checks_are_handed_on_as_they_are() -> None:
             "call[1].arguments.heads must be text, a number or a boolean",
         ),
         ("call", [{"call": "a:b", "layout": "HND"}], "call[1].layout is not a key that build manifests have"),
+        ("checks", ["lenghts"], f"checks: 'lenghts' is none of {', '.join(smoketable.CHECKS)}"),
         ("known", [{"check": "long", "call": "a:b"}], "known[1].why is missing"),
         ("known", [{"why": "x", "call": "a:b"}], "known[1].check is missing"),
         ("known", [{"why": "x", "check": "long", "call": ":b"}], "known[1].call must be module:function"),
@@ -406,6 +408,12 @@ def test_an_arch_that_is_built_alone() -> None:
         alone.cubins_for(both)
     assert str(caught.value) == "thing 1.2.3 for 9.0 cannot be built together with another arch. Name one with --arch."
     assert refused("arch/9.0/alone", "yes") == "thing.toml: arch.9.0.alone must be bool, not str."
+
+
+def test_the_long_checks_are_those_of_the_probe() -> None:
+    """The probe stands alone in another interpreter: its table of checks is read, not imported."""
+    table = probe_source("full").split("\nCHECKS = {\n", 1)[1].split("\n}", 1)[0]
+    assert re.findall(r'^    "([a-z-]+)": \w+,$', table, re.M) == list(smoketable.CHECKS)
 
 
 def test_archs_of_a_wheel_are_those_that_all_needed_modules_hold() -> None:

@@ -191,6 +191,8 @@ def test_wrong_numbers_fail(sage: Recipe, found: Target, cases: list[dict[str, A
         ({"cosine": 0.999, "relative_l2": 0.05}, True),
         ({"cosine": 0.998999}, False),
         ({"relative_l2": 0.050001}, False),
+        ({"row_relative_l2": 0.5}, True),
+        ({"row_relative_l2": 0.51}, False),
         ({"finite": False}, False),
         ({"finite": None}, False),
         ({"cosine": float("nan")}, False),
@@ -199,6 +201,36 @@ def test_wrong_numbers_fail(sage: Recipe, found: Target, cases: list[dict[str, A
 )
 def test_the_bounds_are_those_of_the_manifest(sage: Recipe, changed: dict[str, Any], *, is_right: bool) -> None:
     assert smoke.right(case(**changed), sage) is is_right
+
+
+def test_one_row_alone_can_be_wrong(sage: Recipe) -> None:
+    """The rows at the end that nobody wrote hardly count in a head, whose first rows are the largest."""
+    assert smoke.how(case(row_relative_l2=1.0)) == "cosine 0.9998, relative L2 0.017, 1.000 in one row"
+    bounds = {key: value for key, value in sage.smoke.items() if key != "max_row_relative_l2"}
+    assert smoke.within(case(row_relative_l2=1.0), bounds), "a manifest need not bound rows"
+
+
+def test_an_interpreter_that_dies_after_its_answer_is_spoken_of(
+    sage: Recipe, prints: Prints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = tmp_path / "said"
+    target = prints(f"cat {said}; kill -11 $$")
+    said.write_text(json.dumps(answer(target, gpu())), encoding="utf-8")
+    assert smoke.run(settings(tmp_path), sage, target, ONE, []).failures == ()
+    line = "[smoke] warning: the interpreter ended badly after it had answered (killed by SIGSEGV): see "
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{}", '{"gpus": 3}'])
+def test_other_json_is_no_answer(sage: Recipe, prints: Prints, tmp_path: Path, text: str) -> None:
+    with pytest.raises(SmokeFailed, match="brought the interpreter down"):
+        smoke.run(settings(tmp_path), sage, prints(f"echo '{text}'"), ONE, [])
+
+
+def test_where_a_probe_was_when_it_ended_is_named(sage: Recipe, prints: Prints, tmp_path: Path) -> None:
+    script = "echo 'at: lengths of attn' >&2; echo 'Fatal Python error: Segmentation fault' >&2; kill -11 $$"
+    with pytest.raises(SmokeFailed, match=r"\(killed by SIGSEGV\): in lengths of attn\. The whole"):
+        smoke.run(settings(tmp_path), sage, prints(script), ONE, [])
 
 
 def test_a_case_that_was_not_computed_is_not_right(sage: Recipe) -> None:

@@ -422,6 +422,17 @@ def test_a_manifest_may_only_stand_in_for_its_own_package(tmp_path: Path) -> Non
     assert str(caught.value) == f"{main}: also names tiny-abi3, which is of else."
 
 
+def test_a_manifest_may_not_stand_in_for_its_own_commit(tmp_path: Path) -> None:
+    """By the commit a wheel is known to be of the one or the other."""
+    here = machine(tmp_path)
+    other = tmp_path / "manifests" / "tiny-abi3.toml"
+    other.write_text(other.read_text().replace(THEIRS, OURS))
+    with pytest.raises(UsageError) as caught:
+        _ = here.job().also
+    main = tmp_path / "manifests" / "tiny.toml"
+    assert str(caught.value) == f"{main}: also names tiny-abi3, which is of the same commit."
+
+
 @pytest.mark.parametrize(("version", "torch"), [((3, 9), "2.11.0+cu130"), ((3, 12), "2.9.1+cu130")])
 def test_what_is_too_old_gets_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], version: tuple[int, int], torch: str

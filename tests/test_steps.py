@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sagewheels import installed, stack, steps, wheel, wheelhouse
+from sagewheels import installed, smoke, stack, steps, wheel, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, UsageError
 from sagewheels.manifest import WheelManifest
 from tests import wheels
@@ -415,6 +416,36 @@ def test_wrong_results_put_the_machine_back(
     store = Path(machine.settings.sage_store)
     assert not (store / "latest.json").exists()
     assert json.loads((store / f"{GOOD}.json").read_text())["proofs"] == []
+
+
+def test_what_passed_here_before_stays_when_it_is_not_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU that torch does not see, or Ctrl-C: the second smoke of a proven wheel does not take it away."""
+    wheels.without_waiting(monkeypatch)
+    wheels.with_gpu_answers(monkeypatch)
+    machine = wheels.machine(tmp_path, gpu=RTX)
+    steps.do_verify(machine.job(), keep(machine))
+    steps.do_smoke(machine.job())
+    real = smoke.run
+
+    def blind(*args: Any) -> smoke.Outcome:
+        return replace(real(*args), failures=("torch sees no GPU",), proofs=())
+
+    def interrupted(*args: Any) -> smoke.Outcome:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(smoke, "run", blind)
+    with pytest.raises(SmokeFailed) as caught:
+        steps.do_smoke(machine.job())
+    assert str(caught.value) == (
+        "smoke failed: torch sees no GPU. It passed here before, and nothing speaks against the wheel itself: it stays "
+        "installed."
+    )
+    monkeypatch.setattr(smoke, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        steps.do_smoke(machine.job())
+    assert machine.import_version() != "none"
 
 
 def test_kernels_that_bring_the_interpreter_down(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,14 @@ def test_a_symbolic_link(tmp_path: Path) -> None:
     assert refused(path) == f"{FILE} holds the symbolic link {PACKAGE}/link."
 
 
+def test_a_module_twice(tmp_path: Path) -> None:
+    """Which of the two Python imports is for its version to say: the other one alone would have been looked at."""
+    files = wheels.content(_fused=wheels.extension("_fused"))
+    (name,) = [name for name in files if name.endswith(".so")]
+    path = wheels.make(tmp_path, {**files, f"{PACKAGE}/_fused.cpython-312-x86_64-linux-gnu.so": files[name]})
+    assert refused(path) == f"{FILE} holds the module _fused twice."
+
+
 def test_a_member_twice(tmp_path: Path) -> None:
     path = wheels.make(tmp_path, late=[(f"{PACKAGE}/__init__.py", b"import evil\n")])
     assert refused(path) == f"{FILE} holds {PACKAGE}/__init__.py twice."
