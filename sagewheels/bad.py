@@ -132,7 +132,7 @@ def added(listed: Sequence[Any], mark: Mark) -> list[Any]:
 
 def without_overruled(listed: Sequence[Any], proven: WheelManifest) -> list[Any]:
     """The list of JSON objects less the marks that a newer proof of this wheel overrules."""
-    names = {proven.wheel_sha256 or proven.wheel_file}
+    names = {proven.wheel_sha256 or proven.wheel_file, proven.build_key} - {""}
 
     def stays(item: Any) -> bool:
         mark = read(item)

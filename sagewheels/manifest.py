@@ -16,6 +16,8 @@ from sagewheels.errors import Refused, UsageError
 
 SCHEMA = 1
 NEVER = datetime.min.replace(tzinfo=timezone.utc)
+_NO_CLOCK = 2100
+"""From this year on a date is a mistake, or made to have the last word for ever."""
 _WHEEL_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+]*(-[A-Za-z0-9._+!]+){4,5}\.whl")
 _LONGEST = 1000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -216,9 +218,11 @@ def _proofs(data: Mapping[str, Any], where: str) -> tuple[Proof, ...]:
 
 
 def when(text: str) -> datetime:
-    """A moment, long ago when the text is not one."""
+    """A moment, long ago when the text is not one, or is of a clock that runs centuries ahead."""
     try:
         found = datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
     except ValueError:
+        return NEVER
+    if found.year >= _NO_CLOCK:
         return NEVER
     return found if found.tzinfo else found.replace(tzinfo=timezone.utc)

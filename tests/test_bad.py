@@ -72,12 +72,21 @@ def test_a_mark_by_people() -> None:
         ([("12.0", "2026-11-22T12:30:00+02:00")], False),
         ([("9.0", "2027-01-01T00:00:00Z")], True),
         ([("12.0", "some day")], True),
+        ([("12.0", "9999-12-31T23:59:59Z")], True),
     ],
 )
 def test_a_newer_proof_on_the_same_arch_overrules_it(proofs: list[tuple[str, str]], *, stands: bool) -> None:
     assert bool(against(wheel(*proofs), mark())) is stands
     assert (bad.without_overruled([RAW], wheel(*proofs)) == [RAW]) is stands
     assert against(wheel(*proofs), mark(at_utc="then")), "a mark without a readable date stays"
+
+
+def test_a_newer_proof_takes_back_a_mark_on_its_build_key() -> None:
+    """Else the wheel would be taken, and the same build refused."""
+    of_key = {key: value for key, value in RAW.items() if key not in {"wheel_sha256", "wheel_file"}}
+    proven = wheel(("12.0", "2026-11-23T00:00:00Z"))
+    assert bad.without_overruled([of_key], proven) == []
+    assert bad.without_overruled([of_key], wheel(("12.0", "2026-11-23T00:00:00Z"), build_key=None)) == [of_key]
 
 
 def test_proven_where_nothing_stands_against_it() -> None:
