@@ -49,6 +49,11 @@ class Arch:
         return self.major == gpu.major and self.minor <= gpu.minor
 
 
+def covers(held: Iterable[Arch], gpu: Arch) -> bool:
+    """Whether one of these cubins runs on the GPU; PTX is none."""
+    return any(one.runs_on(gpu) for one in held if not one.ptx)
+
+
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Arch:
     """One arch from any common spelling: `12.0`, `120`, `sm_120`, `compute_90a`, `9.0a`, `8.0+PTX`.

@@ -23,9 +23,8 @@ def auto(job: Job, *, rebuild: bool = False) -> None:
         plan(job, rebuild=rebuild)
         return
     started = time.monotonic()
-    job.recipe.cubins_for(
-        job.archs
-    )  # before gigabytes of torch are installed for an arch that nothing can be built for
+    # Before gigabytes of torch are installed for an arch that nothing can be built for.
+    job.recipe.cubins_for(job.archs)
     steps.do_stack(job)
     made = None if rebuild else _existing(job)
     built = None if made else steps.do_build(job, force=rebuild)

@@ -6,7 +6,6 @@ arch; a mark without a date is by people, and no proof overrules it. What `smoke
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,10 +14,9 @@ from typing import Any
 from sagewheels import arch
 from sagewheels.arch import Arch
 from sagewheels.errors import UsageError
-from sagewheels.manifest import NEVER, WheelManifest, when
+from sagewheels.manifest import NEVER, SHA256, WheelManifest, when
 
 KEY = "known_bad"
-SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEXTS = ("wheel_sha256", "build_key", "wheel_file", "arch", "gpu", "at_utc", "reason")
 _LONGEST = 300
 
@@ -75,6 +73,11 @@ def read(data: object) -> Mark | None:
     text |= {"wheel_sha256": names[0], "build_key": names[1], "arch": place}
     text["reason"] = text["reason"] or "no reason is given"
     return Mark(**text, raw=data)
+
+
+def readable(listed: object) -> list[Mark]:
+    """The marks of a JSON list; what is none is passed over."""
+    return [mark for item in (listed if isinstance(listed, list) else ()) if (mark := read(item))]
 
 
 def by_name(marks: Iterable[Mark]) -> Marks:
@@ -150,7 +153,7 @@ def reaches(proof: Mapping[str, Any], mark: Mark) -> bool:
 def later(now: datetime, than: Iterable[str]) -> str:
     """`now` as text, moved behind these moments: a machine whose clock is slow still has the last word."""
     newest = max((when(text) for text in than), default=NEVER)
-    moment = max(now, newest + timedelta(seconds=1)) if newest.year < datetime.max.year else now
+    moment = max(now, newest + timedelta(seconds=1))
     return moment.astimezone(now.tzinfo).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -23,7 +23,8 @@ _BY_KERNELS = re.compile(
 )
 _CRASHES = frozenset({-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE})
 """Not SIGKILL (memory, or our time limit), SIGILL (torch on an old CPU) or SIGBUS (a full disk or /dev/shm)."""
-_NOT_A_KERNEL = ("Mem", "void at::")
+NOT_A_KERNEL = ("Mem", "void at::")
+"""How the names begin of what a profiler sees besides the kernels in question: copies, and torch's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def of_gpu(gpu: Mapping[str, Any], wrong: Iterable[Mapping[str, Any]], kernel: s
         return True
     errors = [case["error"] for case in cases if case.get("error")]
     # A profiler that may not look sees no kernel at all, or nothing but copies.
-    seen = [name for name in gpu.get("kernels", ()) if not name.startswith(_NOT_A_KERNEL)]
+    seen = [name for name in gpu.get("kernels", ()) if not name.startswith(NOT_A_KERNEL)]
     return bool(kernel and seen) and not errors and not any(kernel in name for name in seen)
 
 

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from sagewheels import arch, bad, buildplan, describe, proc, source, stableabi, toolkit, ui, wheel, wheelhouse
 from sagewheels.arch import Arch
@@ -136,17 +135,10 @@ def _compile(settings: Settings, plan: Plan, tree: Checkout, key: str, out: Path
             while process.poll() is None:
                 done = len(_UNIT_DONE.findall(log.read_text(encoding="utf-8", errors="replace")))
                 shown.update(f"{min(done, plan.units)}/{plan.units} units, {_now(process.pid) or 'preparing'}")
-                _wait(process, 1.0)
+                proc.wait(process, 1.0)
     if process.returncode:
         what = f"the compile failed ({proc.ending(process.returncode)}): {matters(log)}"
         raise BuildFailed(what, f"The whole log is {log}; what was installed is untouched")
-
-
-def _wait(process: Any, seconds: float) -> None:
-    """Waits for the end of the process, but not longer than that."""
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
 
 
 def _now(session: int) -> str:
@@ -201,7 +193,5 @@ def _as_stable(found: wheel.Wheel) -> None:
     """The wheel is for many a Python and many a torch. Raises BuildFailed: the source promised too much."""
     if not stableabi.oldest_python(found.tags):
         raise BuildFailed(f"{found.path.name} is not tagged abi3, though its build manifest has [stable_abi]")
-    for name, item in found.extensions.items():
-        more = stableabi.beyond_torch(item.undefined)
-        if more:
-            raise BuildFailed(f"{name} needs {more[0]}, which is not in the stable ABI of libtorch")
+    if found.beyond_libtorch:
+        raise BuildFailed(found.beyond_libtorch)

@@ -44,7 +44,7 @@ def describe(settings: Settings, plan: Plan, tree: Checkout, key: str, found: wh
         "target_arch": arch.join(plan.archs),
         "cudaarchs": ";".join(one.plain.number for one in plan.archs),
         "archs": [str(one) for one in plan.recipe.archs_of(found.held)],
-        "extensions": {name: [str(one) for one in item.archs] for name, item in sorted(found.extensions.items())},
+        "extensions": {name: [str(one) for one in archs] for name, archs in sorted(found.held.items())},
         "glibc": found.glibc or None,
         "required_min_cuda": max((rule.min_cuda for rule in plan.rules), key=lambda text: [*map(int, text.split("."))]),
         "built_for": ", ".join(f"sm_{rule.cubin.number}" for rule in plan.rules),

@@ -20,7 +20,7 @@ _NO_CLOCK = 2100
 """From this year on a date is a mistake, or made to have the last word for ever."""
 _WHEEL_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+]*(-[A-Za-z0-9._+!]+){4,5}\.whl")
 _LONGEST = 1000
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEXTS = (
     "created_at_utc wheel_file wheel_sha256 hf_wheel_url sageattention_version expected_sageattention_version "
     "torch_version torchvision_version torchaudio_version triton_version torch_index_url target_arch cudaarchs "
@@ -116,7 +116,7 @@ def parse(data: object, where: str) -> WheelManifest:
     if not file or len(file) > 255 or not _WHEEL_FILE.fullmatch(file):
         raise ManifestError(f"{where}: wheel_file {file[:80]!r} is not the name of a wheel")
     sha256 = text["wheel_sha256"].lower()
-    if sha256 and not _SHA256.fullmatch(sha256):
+    if sha256 and not SHA256.fullmatch(sha256):
         raise ManifestError(f"{where}: wheel_sha256 is not a sha256")
     schema, size = data.get("schema"), data.get("size")
     if schema is not None and (type(schema) is not int or schema > SCHEMA):

@@ -11,7 +11,7 @@ from functools import lru_cache
 from packaging.version import InvalidVersion, Version
 
 from sagewheels import bad
-from sagewheels.arch import Arch, parse_list
+from sagewheels.arch import Arch, covers, parse_list
 from sagewheels.bad import Marks
 from sagewheels.errors import UsageError
 from sagewheels.manifest import WheelManifest
@@ -188,15 +188,14 @@ def _archs(candidate: WheelManifest, wanted: Wanted, unknown: list[str]) -> Iter
 def _runs(listed: object, gpu: Arch) -> bool:
     """Whether a module with this list of archs, as the manifest has it, holds a cubin that runs on the GPU."""
     try:
-        held = parse_list(";".join(listed)) if isinstance(listed, list) else ()
+        return covers(parse_list(";".join(listed)), gpu) if isinstance(listed, list) else False
     except (TypeError, UsageError):
         return False
-    return any(one.runs_on(gpu) for one in held if not one.ptx)
 
 
 @lru_cache(maxsize=1024)
 def _uncovered(have: Sequence[Arch], wanted: Sequence[Arch]) -> tuple[Arch, ...]:
-    return tuple(gpu for gpu in wanted if not any(arch.runs_on(gpu) for arch in have))
+    return tuple(gpu for gpu in wanted if not covers(have, gpu))
 
 
 def _glibc(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
@@ -222,8 +221,8 @@ def _patches(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
     missing = wanted.patches - {name for name in names if isinstance(name, str)}
     if missing:
         few, more = sorted(missing)[:2], len(missing) - 2
-        listed_ = f"{', '.join(few)} and {more} more patches" if more > 0 else ", ".join(few)
-        yield f"it was built without {listed_}, and nothing has proven it"
+        without = f"{', '.join(few)} and {more} more patches" if more > 0 else ", ".join(few)
+        yield f"it was built without {without}, and nothing has proven it"
 
 
 def _stand_in(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:

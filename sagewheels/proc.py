@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,13 @@ def stream(
     args = tuple(str(part) for part in argv)
     with _session(args, env=env, cwd=cwd, stdout=log, stderr=subprocess.STDOUT) as process:
         yield process
+
+
+def wait(process: subprocess.Popen[str], seconds: float) -> None:
+    """Waits for the end of the process, but not longer than that."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 @contextmanager

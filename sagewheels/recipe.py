@@ -15,8 +15,9 @@ from packaging.version import Version
 
 from sagewheels import arch, smoketable
 from sagewheels.arch import Arch
-from sagewheels.bad import SHA256, Mark
+from sagewheels.bad import Mark
 from sagewheels.errors import UsageError
+from sagewheels.manifest import SHA256
 from sagewheels.resources import ROOT
 from sagewheels.table import Table
 

@@ -123,7 +123,7 @@ def _watched(argv: Sequence[str | Path], env: Mapping[str, str], folder: Path, l
         with proc.stream(argv, log=stream, env=env, cwd=folder) as process:
             while process.poll() is None and time.monotonic() < end:
                 shown.update(_at(log.read_text(encoding="utf-8", errors="replace").splitlines()) or "loading")
-                time.sleep(0.1)
+                proc.wait(process, 1.0)
         if time.monotonic() >= end:
             print(f"\ndid not end within {seconds} s", file=stream)
     return process.returncode
@@ -287,7 +287,7 @@ def show(gpu: Mapping[str, Any], recipe: Recipe) -> None:
     if gpu["timed"]:
         against = ("batch x heads x length x head_dim", "ms", "SDPA ms", "faster", "cosine to SDPA", "verdict")
         ui.table("bfloat16, not causal, median of 7", against, [_timed(one, recipe) for one in gpu["timed"]])
-    mine = [kernel for kernel in gpu.get("kernels", ()) if not kernel.startswith(("void at::", "Mem"))]
+    mine = [kernel for kernel in gpu.get("kernels", ()) if not kernel.startswith(blame.NOT_A_KERNEL)]
     if mine:
         ui.say("smoke", f"kernels seen: {', '.join(kernel[:60] for kernel in mine)}")
 

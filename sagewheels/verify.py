@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sagewheels import arch, match, stableabi, wheel
+from sagewheels import arch, match, wheel
 from sagewheels.errors import Refused
 from sagewheels.manifest import WheelManifest
 from sagewheels.match import Wanted
@@ -52,18 +52,15 @@ def check(path: Path, manifest: WheelManifest, wanted: Wanted, recipe: Recipe) -
 
 def stable(found: Wheel, manifest: WheelManifest) -> None:
     """A wheel that claims many a torch needs nothing but libtorch's stable ABI. Raises Refused with the symbol."""
-    for name, item in found.extensions.items() if manifest.stable_torch else ():
-        more = stableabi.beyond_torch(item.undefined)
-        if more:
-            what = f"{name} needs {more[0]}, which is not in the stable ABI of libtorch"
-            raise Refused(f"{found.path.name} claims torch {manifest.needs_torch}, but {what}")
+    if manifest.stable_torch and found.beyond_libtorch:
+        raise Refused(f"{found.path.name} claims torch {manifest.needs_torch}, but {found.beyond_libtorch}")
 
 
 def _binaries(found: Wheel, manifest: WheelManifest, wanted: Wanted, recipe: Recipe) -> None:
     """The archs in the binaries are those of the manifest, and each needed extension runs on the wanted archs."""
     claimed = manifest.data.get("extensions")
     if isinstance(claimed, dict):
-        real = {name: [str(one) for one in item.archs] for name, item in found.extensions.items()}
+        real = {name: [str(one) for one in archs] for name, archs in found.held.items()}
         for name in sorted({*claimed, *real}):
             if claimed.get(name) != real.get(name):
                 what = f"{name} holds {real.get(name, 'nothing')}, its manifest says {claimed.get(name, 'nothing')}"
@@ -71,8 +68,8 @@ def _binaries(found: Wheel, manifest: WheelManifest, wanted: Wanted, recipe: Rec
     for gpu in wanted.archs:
         rule = recipe.archs.get(gpu) or next((one for one in recipe.archs.values() if one.cubin.runs_on(gpu)), None)
         for name in rule.extensions if rule else ():
-            have = found.extensions[name].archs if name in found.extensions else ()
-            if not any(one.runs_on(gpu) for one in have if not one.ptx):
+            have = found.held.get(name, ())
+            if not arch.covers(have, gpu):
                 holds = arch.join(have) or "no CUDA code"
                 raise Refused(f"{found.path.name}: {name} holds {holds}, which does not run on {gpu}")
 

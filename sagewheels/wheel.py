@@ -65,6 +65,14 @@ class Wheel:
         return {name: item.archs for name, item in self.extensions.items()}
 
     @property
+    def beyond_libtorch(self) -> str:
+        """`_fused needs ..., which is not in the stable ABI of libtorch`; empty when no extension does."""
+        for name, item in self.extensions.items():
+            if more := stableabi.beyond_torch(item.undefined):
+                return f"{name} needs {more[0]}, which is not in the stable ABI of libtorch"
+        return ""
+
+    @property
     def glibc(self) -> str:
         """The newest GLIBC version that any extension asks for."""
         return max((item.glibc for item in self.extensions.values()), key=_release, default="")

@@ -73,7 +73,7 @@ def raw_marks(settings: Settings) -> list[Any]:
 
 def marks(settings: Settings) -> list[Mark]:
     """What smoke found bad on this machine."""
-    return [mark for item in raw_marks(settings) if (mark := bad.read(item))]
+    return bad.readable(raw_marks(settings))
 
 
 def write_marks(settings: Settings, listed: list[Any]) -> None:

@@ -208,8 +208,7 @@ def _pointer(
 
 
 def _marks(index: Mapping[str, Any]) -> Marks:
-    listed = index.get(bad.KEY)
-    return bad.by_name(mark for item in (listed if isinstance(listed, list) else ()) if (mark := bad.read(item)))
+    return bad.by_name(bad.readable(index.get(bad.KEY)))
 
 
 def _pages(
