@@ -100,11 +100,16 @@ def overrules(proof: Mapping[str, Any], marks: Iterable[bad.Mark]) -> bool:
 
 
 def take_back(job: Job, proven: WheelManifest) -> None:
-    """The wheelhouse no longer says that this wheel is bad where a proof has overruled it."""
-    before = wheelhouse.raw_marks(job.settings)
-    after = bad.without_overruled(before, proven)
+    """The wheelhouse no longer says that this wheel is bad where a proof has overruled it; a proof stands without."""
+    try:
+        before = wheelhouse.raw_marks(job.settings)
+        after = bad.without_overruled(before, proven)
+        if after != before:
+            wheelhouse.write_marks(job.settings, after)
+    except OSError as error:
+        ui.warn("smoke", f"the marks of the wheelhouse stay as they are: {error}")
+        return
     if after != before:
-        wheelhouse.write_marks(job.settings, after)
         ui.say("smoke", f"{proven.wheel_file} was known to be bad here, which is taken back")
 
 

@@ -62,7 +62,10 @@ def write_manifest(settings: Settings, manifest: WheelManifest) -> None:
 
 
 def raw_marks(settings: Settings) -> list[Any]:
-    """The marks as JSON; none when they cannot be read (they spare a try, no more)."""
+    """The marks as JSON, none where they are damaged. Raises OSError for a file that is there and cannot be read now.
+
+    Whoever writes the list again must not take that for an empty one.
+    """
     try:
         found = json.loads((settings.wheelhouse_dir / MARKS).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
@@ -72,8 +75,12 @@ def raw_marks(settings: Settings) -> list[Any]:
 
 
 def marks(settings: Settings) -> list[Mark]:
-    """What smoke found bad on this machine."""
-    return bad.readable(raw_marks(settings))
+    """What smoke found bad on this machine; none where that cannot be read: marks spare a try, no more."""
+    try:
+        return bad.readable(raw_marks(settings))
+    except OSError as error:
+        ui.warn("wheelhouse", f"{settings.wheelhouse_dir / MARKS} cannot be read ({error.strerror})")
+        return []
 
 
 def write_marks(settings: Settings, listed: list[Any]) -> None:

@@ -366,13 +366,18 @@ def test_a_damaged_list_of_marks_is_no_obstacle(rtx: Machine, text: str) -> None
     assert marks(place.parent, place.name)[-1]["wheel_file"] == GOOD
 
 
-def test_marks_that_cannot_be_read_now_are_not_written_over(rtx: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_that_cannot_be_read_now_are_not_written_over(
+    rtx: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def denied(self: Path, *args: Any, **kwargs: Any) -> str:
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "read_text", denied)
     with pytest.raises(PermissionError):
         wheelhouse.raw_marks(rtx.settings)
+    place = rtx.settings.wheelhouse_dir / "known-bad.json"
+    assert wheelhouse.marks(rtx.settings) == [], "nor do they keep anybody from a wheel"
+    assert capsys.readouterr().err == f"[wheelhouse] warning: {place} cannot be read (Permission denied)\n"
 
 
 @pytest.mark.parametrize(
