@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sagewheels import installer, toolkit, ui
+from sagewheels import installer, ui
 from sagewheels.arch import Arch
 from sagewheels.config import Settings
 from sagewheels.errors import SageError
@@ -22,6 +22,9 @@ from sagewheels.toolkit import Toolkit
 BUILD_TOOLS = ("setuptools", "wheel", "packaging", "ninja")
 """What PyTorch extensions are built with; probed in the target, in case the package index cannot be reached."""
 
+
+_TOOLS_SECONDS = 10.0
+"""For 2 MB from the package index: 1 s."""
 
 _ALSO = (
     "CC CXX CFLAGS CXXFLAGS CPPFLAGS CPATH C_INCLUDE_PATH CPLUS_INCLUDE_PATH LIBRARY_PATH NVCC_PREPEND_FLAGS "
@@ -127,7 +130,8 @@ def build_key(plan: Plan, commit: str, patches: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _flags(settings: Settings, recipe: Recipe, cuda: str) -> Flags:
+def flags(settings: Settings, recipe: Recipe, cuda: str) -> Flags:
+    """The flags for an nvcc of this CUDA version. Pure."""
     return Flags(
         cxx=" ".join([*recipe.cxx_flags, *settings.variable("CXX_APPEND_FLAGS").split()]),
         nvcc=" ".join([*recipe.nvcc(cuda), *settings.nvcc_append_flags.split()]),
@@ -136,14 +140,12 @@ def _flags(settings: Settings, recipe: Recipe, cuda: str) -> Flags:
     )
 
 
-def prepare(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target: Target, host: Host) -> Plan:
-    """Everything that can fail before the compile does fail here: archs, toolkit, build tools.
-
-    Raises UsageError with the remedy.
-    """
+def prepare(
+    settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target: Target, host: Host, kit: Toolkit
+) -> Plan:
+    """What is built, and with what; whether it can be is for `preflight` to say. Raises UsageError for the archs."""
     archs = recipe.cubins_for(archs)
     rules = tuple(recipe.rules(archs))
-    kit = toolkit.find(settings, target, recipe, rules)
     return Plan(
         recipe=recipe,
         rules=rules,
@@ -151,9 +153,9 @@ def prepare(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target:
         target=target,
         toolkit=kit,
         jobs=jobs(settings, recipe, archs, host),
-        tools=_tools(settings, target, recipe),
+        tools=tools(settings, target, recipe),
         glibc=host.glibc,
-        flags=_flags(settings, recipe, kit.version),
+        flags=flags(settings, recipe, kit.version),
     )
 
 
@@ -163,10 +165,10 @@ def tools_folder(settings: Settings, target: Target, recipe: Recipe) -> Path:
     return settings.work_dir / "buildtools" / f"{target.python_tag}-{digest}"
 
 
-def _tools(settings: Settings, target: Target, recipe: Recipe) -> str:
+def tools(settings: Settings, target: Target, recipe: Recipe) -> str:
     """Puts setuptools and ninja into a folder of their own and returns their versions.
 
-    The target's own ones are not touched; they are used, and that is said, where the index gives nothing.
+    The target's own ones are not touched; they are used, and that is said, where the index gives nothing in good time.
     """
     folder = tools_folder(settings, target, recipe)
     done = folder / "complete"
@@ -174,7 +176,7 @@ def _tools(settings: Settings, target: Target, recipe: Recipe) -> str:
         return done.read_text(encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        installer.into_folder(settings, target, folder, recipe.requires)
+        installer.into_folder(settings, target, folder, recipe.requires, timeout=_TOOLS_SECONDS)
     except SageError as error:
         ui.say("build", f"using the target's own build tools: the package index gives none ({error.what[:120]})")
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from sagewheels import host, stack, target, toolkit, ui
+from sagewheels import preflight, stack, target, ui
 from sagewheels.errors import SageError, StoreError, UsageError
 from sagewheels.job import Job
 
@@ -59,13 +59,15 @@ def _machine(job: Job) -> Iterator[Check]:
         remedy = "Building works; to run the kernels, install the NVIDIA driver (with containers: --gpus all)"
         yield Check(what="GPU", standing="note", found=here.problem, remedy=remedy)
     yield _archs(job)
-    room = here.memory // job.recipe.memory_per_unit
-    memory = f"{here.cores} cores, {ui.size(here.memory)} free for this process"
-    few = "" if room else f"A compiler needs {ui.size(job.recipe.memory_per_unit)}: free some memory"
-    yield Check(what="cores and memory", standing="ok" if room else "bad", found=memory, remedy=few)
-    free = host.free_disk(job.settings.work_dir)
-    full = "" if free > _DISK else f"Free {ui.size(_DISK)}, or set WORK_DIR to a larger disk"
-    yield Check(what="disk", standing="note" if full else "ok", found=f"{ui.size(free)} free", remedy=full)
+    for item in preflight.room(job.settings, job.recipe, here, work=_DISK):
+        yield _check(item, "bad" if item.what == "memory" else "note")
+
+
+def _check(item: preflight.Finding, standing: Standing) -> Check:
+    """A finding as a line of the screen; what only a build needs is a note, since a wheel may be fetched."""
+    if item.bad:
+        return Check(what=item.what, standing=standing, found=item.found, remedy=item.remedy)
+    return Check(what=item.what, standing="ok", found=item.found)
 
 
 def _archs(job: Job) -> Check:
@@ -108,15 +110,11 @@ def _compiler(job: Job) -> Iterator[Check]:
             what="toolkit", standing="note", found="cannot be tried without a CUDA torch", remedy="Run stack first"
         )
         return
-    try:
-        rules = job.recipe.rules(job.archs)
-        kit = toolkit.find(job.settings, job.target, job.recipe, rules, may_make=False)
-    except SageError as error:
-        # Only needed where nothing can be fetched.
-        yield Check(what="toolkit", standing="note", found=error.what, remedy=error.remedy)
-        return
-    found = f"CUDA {kit.version} from {kit.origin}, {kit.compiler}: a probe compiled"
-    yield Check(what="toolkit", standing="ok", found=found)
+    archs = job.recipe.cubins_for(job.archs)
+    looked = preflight.look(job.settings, job.recipe, archs, job.target, installs=False)
+    for item in looked.findings:
+        made = item.what == "toolkit" and looked.may_make
+        yield _check(replace(item, remedy="A build makes one from the package index first") if made else item, "note")
 
 
 def _store(job: Job) -> Iterator[Check]:

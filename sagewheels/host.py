@@ -130,6 +130,17 @@ def memory() -> int:
     return min([*free, int(found[1]) * 1024] if found else free or [4 << 30])
 
 
+def swap() -> int:
+    """Bytes of swap that this process may still use: what is free, and what the cgroup (v2) leaves."""
+    found = re.search(r"^SwapFree:\s+(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE)
+    free = [int(found[1]) * 1024 if found else 0]
+    for folder in _cgroups():
+        limit, used = (_read(folder / f"memory.swap.{name}").strip() for name in ("max", "current"))
+        if limit.isdecimal() and used.isdecimal():
+            free.append(max(0, int(limit) - int(used)))
+    return min(free)
+
+
 def _cgroups() -> list[Path]:
     """Our cgroup's folders up to the root, for v2 and for v1's cpu and memory controllers."""
     root = Path("/sys/fs/cgroup")

@@ -72,17 +72,19 @@ def _no_config(uv: Path | None) -> list[str | Path]:
     return ["--no-config"] if uv else []
 
 
-def into_folder(settings: Settings, target: Target, folder: Path, requirements: Sequence[str]) -> None:
+def into_folder(
+    settings: Settings, target: Target, folder: Path, requirements: Sequence[str], timeout: float | None = None
+) -> None:
     """Installs `requirements`, built for the target's Python, into `folder` and nowhere else.
 
-    Raises SageError when the package index does not give them.
+    Raises SageError when the package index does not give them, or not within `timeout` seconds.
     """
     uv = uv_program(settings)
     if uv:
         argv: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", target.python, "--target", folder]
     else:
         argv = [target.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder]
-    proc.run([*argv, *requirements], env=_environment(settings), error=SageError)
+    proc.run([*argv, *requirements], env=_environment(settings), timeout=timeout, error=SageError)
 
 
 def _environment(settings: Settings) -> Mapping[str, str]:

@@ -70,7 +70,9 @@ def run(
             out, err = process.communicate(timeout=timeout)
             result = Result(args, process.returncode, out, err)
         except subprocess.TimeoutExpired:
-            result = Result(args, -signal.SIGKILL, "", f"did not end within {timeout:g} s")
+            # At once: who has not ended by now may also ignore to be asked.
+            _signal(process, signal.SIGKILL)
+            result = Result(args, -signal.SIGKILL, "", f"did not end within {timeout:.3g} s")
     if error and result.code:
         raise error(f"{Path(args[0]).name} {_verb(args)}failed ({ending(result.code)}): {result.last_line}")
     return result

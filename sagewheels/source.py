@@ -19,6 +19,7 @@ _OTHER_REPOSITORY = frozenset(
     "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_COMMON_DIR "
     "GIT_NAMESPACE GIT_PREFIX".split()
 )
+_NO_SUCH_REF = 2
 _ANCHOR = re.compile(
     r"^diff --git a/(?P<file>\S+) b/\S+\nindex (?P<old>[0-9a-f]{7,40})\.\.(?P<new>[0-9a-f]{7,40})", re.M
 )
@@ -61,6 +62,32 @@ def checkout(settings: Settings, recipe: Recipe, folder: Path) -> Checkout:
     return Checkout(folder=folder, repo=public_name(repo), ref=ref, commit=commit, epoch=epoch, patches=applied)
 
 
+def answers(settings: Settings, recipe: Recipe, seconds: float) -> str:
+    """What will be fetched, in words, after the repository said that it has it; nothing is fetched.
+
+    Raises StoreError when the repository does not answer in that time, UsageError when it has no such ref, or a folder
+    of ours is not there.
+    """
+    if recipe.source.path:
+        if not (ROOT / recipe.source.path).is_dir():
+            raise UsageError(f"{recipe.file}: source.path {recipe.source.path} is not a folder")
+        return f"the folder {recipe.source.path}"
+    repo, ref = settings.sage_source_repo or recipe.source.repo, settings.sage_source_ref or recipe.source.ref
+    # A commit is no ref: that it is there, only a fetch shows.
+    commit = re.fullmatch(r"[0-9a-f]{40}", ref)
+    wanted = ["--", _address(repo)] if commit else ["--exit-code", "--", _address(repo), ref]
+    # In no repository of the user's, whose configuration would count.
+    done = _run_git(settings, Path("/"), "ls-remote", "--quiet", *wanted, timeout=seconds)
+    name = public_name(repo)
+    if done.code == _NO_SUCH_REF and not commit:
+        raise UsageError(f"{name} has no {ref}", "Correct SAGE_SOURCE_REF or SAGE_SOURCE_REPO")
+    if done.code:
+        why = f"no answer in {seconds:.3g} s" if done.code < 0 else _without_credentials(done.last_line)
+        what = f"{name} does not give {ref}: {why}"
+        raise StoreError(what, "Check the network, and SAGE_SOURCE_REPO")
+    return f"{ref} of {name}"
+
+
 def public_name(repo: str) -> str:
     """How a repository is named in published files: no credentials, and nothing of this machine's folders."""
     if "://" in repo and not repo.startswith("file:"):
@@ -75,10 +102,8 @@ def _without_credentials(repo: str) -> str:
 
 def _fetch(settings: Settings, recipe: Recipe, folder: Path, repo: str, ref: str) -> str:
     """Fetches one commit, without the files outside `paths`, and checks it out; returns its id."""
-    if Path(repo).expanduser().is_dir():
-        repo = str(Path(repo).expanduser().resolve())
     _git(settings, folder, "init", "--quiet")
-    _git(settings, folder, "remote", "add", "origin", repo)
+    _git(settings, folder, "remote", "add", "origin", _address(repo))
     ui.say("source", f"fetching {ref} of {public_name(repo)}")
     try:
         _git(settings, folder, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "--no-tags", "origin", ref)
@@ -91,8 +116,21 @@ def _fetch(settings: Settings, recipe: Recipe, folder: Path, repo: str, ref: str
     return _git(settings, folder, "rev-parse", "HEAD").strip()
 
 
+def _address(repo: str) -> str:
+    """What git is given: a folder's whole path, since git runs elsewhere than where the user stands."""
+    folder = Path(repo).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else repo
+
+
 def _git(settings: Settings, folder: Path, *arguments: str) -> str:
-    """Output of git in `folder`; it never asks for a password, and gives up on a dead connection after 30 s."""
+    """Output of git in `folder`. Raises SageError when it fails."""
+    return _run_git(settings, folder, *arguments, timeout=900, error=SageError).out
+
+
+def _run_git(
+    settings: Settings, folder: Path, *arguments: str, timeout: float, error: type[SageError] | None = None
+) -> proc.Result:
+    """git in `folder`; it never asks for a password, and gives up on a dead connection after 30 s."""
     # Set by hooks and `rebase --exec`: they would make every command work on the user's own repository.
     theirs = {key: value for key, value in settings.environ.items() if key not in _OTHER_REPOSITORY}
     env = {
@@ -103,7 +141,7 @@ def _git(settings: Settings, folder: Path, *arguments: str) -> str:
         "GIT_HTTP_LOW_SPEED_TIME": "30",
         "LC_ALL": "C",
     }
-    return proc.run(["git", "-C", folder, *arguments], env=env, timeout=900, error=SageError).out
+    return proc.run(["git", "-C", folder, *arguments], env=env, timeout=timeout, error=error)
 
 
 def anchors(patch: Patch) -> list[tuple[str, str, str]]:

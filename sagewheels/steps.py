@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewheels import build as compiling
-from sagewheels import buildplan, full, installed, marking, smoke, stack, ui, verify, wheel, wheelhouse
+from sagewheels import buildplan, full, installed, marking, preflight, smoke, stack, ui, verify, wheel, wheelhouse
 from sagewheels import fetch as fetching
 from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, UsageError
 from sagewheels.job import Job
@@ -138,9 +138,11 @@ def do_build(job: Job, *, force: bool = False) -> Made | None:
         origin = source.path or job.settings.sage_source_repo or source.repo
         what = f"{job.recipe.file.stem} for {archs}: {ui.count(units, 'unit')}"
         how = f"EXT_PARALLEL={plan.extensions} MAX_JOBS={plan.compilers} ({plan.why})"
-        ui.say("build", f"would compile {what}, {how}, {len(job.recipe.patches)} patches on {origin}")
+        after = "after a preflight, which doctor does now"
+        ui.say("build", f"would compile {what}, {how}, {len(job.recipe.patches)} patches on {origin}, {after}")
         return None
-    plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host)
+    kit = preflight.check(job.settings, job.recipe, job.archs, job.target, job.host)
+    plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host, kit)
     ui.say("build", f"nvcc {plan_.toolkit.build} from {plan_.toolkit.origin}, {plan_.toolkit.compiler}")
     wanted = job.wanted()
     return compiling.run(job.settings, plan_, force=force, known_bad=wanted.known_bad, archs=wanted.archs)

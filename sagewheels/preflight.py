@@ -1,0 +1,267 @@
+"""What a build needs, looked at in seconds before minutes are spent; all that is wrong is said at once."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from sagewheels import buildplan, host, proc, source, toolkit, trial, ui
+from sagewheels.arch import Arch
+from sagewheels.config import Settings
+from sagewheels.errors import SageError, StoreError, UsageError
+from sagewheels.host import Host
+from sagewheels.recipe import Recipe
+from sagewheels.target import Target
+from sagewheels.toolkit import Toolkit
+from sagewheels.trial import Trial
+
+_SECONDS = 13.0
+"""For all of it, of the 15 that are promised: the rest is for what came before, and for ending what hangs."""
+_SOURCE_SECONDS = 10.0
+"""For a list of one ref: 0.5 s over the Atlantic. A repository that needs longer is refused, as one that is dead."""
+
+_BUILD_DISK = 300_000_000
+"""Source, objects, build tools and wheel for 12.0 take 25 MB; other archs and the objects of other builds add."""
+_TOOLKIT_DISK = 700_000_000
+"""The toolkit takes 280 MB, and as much again in the cache of uv or pip."""
+_TEMPORARY_DISK = 100_000_000
+"""For each compiler at once: 70 MB were seen."""
+
+_MACHINE = ("unsupported", "exception specification")
+"""Complaints about the machine, which another toolkit of the same release would have too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at; `remedy` is what to do where it is `bad`."""
+
+    what: str
+    found: str
+    bad: bool = False
+    remedy: str = ""
+    kind: type[SageError] = UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """Everything that was looked at, and the toolkit that will do, None where none here does.
+
+    `may_make`: one from the package index has a chance.
+    """
+
+    findings: tuple[Finding, ...]
+    kit: Toolkit | None
+    may_make: bool
+
+
+def check(
+    settings: Settings,
+    recipe: Recipe,
+    archs: tuple[Arch, ...],
+    target: Target,
+    here: Host,
+    *,
+    shims: Sequence[Path] = (),
+) -> Toolkit:
+    """The toolkit to build with, after everything that a build needs was found to be here, in 15 s at most.
+
+    Only a toolkit that has to be made from the package index takes longer, after all else was found good.
+    `shims` are folders that hold `nvcc` and `cxx` folders of headers. Raises UsageError with everything that is wrong,
+    StoreError where it is only that the source's repository does not answer.
+    """
+    started = time.monotonic()
+    archs = recipe.cubins_for(archs)
+    looked = look(settings, recipe, archs, target, shims=shims)
+    making = not looked.kit and looked.may_make
+    findings = [*room(settings, recipe, here, work=_BUILD_DISK + making * _TOOLKIT_DISK), *looked.findings]
+    _raise([item for item in findings if item.bad and not (making and item.what == "toolkit")])
+    seconds = time.monotonic() - started
+    kit = looked.kit
+    if not kit:
+        kit = toolkit.make(settings, target)
+        started = time.monotonic()
+        problems = trial.kernel(_trial(settings, recipe, archs, target, shims), kit)
+        _raise([_no_toolkit(target, [(kit, problems)])] if problems else [])
+        seconds += time.monotonic() - started
+    ui.say("preflight", f"{', '.join(item.what for item in findings)}: all good, in {ui.duration(seconds)}")
+    return kit
+
+
+def _raise(bad: Sequence[Finding]) -> None:
+    """One error for all that is bad; each with its remedy on a line of its own, where there are several."""
+    if not bad:
+        return
+    if len(bad) == 1:
+        raise bad[0].kind(bad[0].found, bad[0].remedy)
+    for item in bad:
+        ui.say("preflight", f"FAILED: {SageError(item.found, item.remedy)}")
+    what = f"a build cannot succeed here: {', '.join(item.what for item in bad)}"
+    kind = StoreError if all(item.kind is StoreError for item in bad) else UsageError
+    raise kind(what, "See the remedies above")
+
+
+def room(settings: Settings, recipe: Recipe, here: Host, *, work: int = _BUILD_DISK) -> Iterator[Finding]:
+    """Memory for a compiler, and disk: `work` bytes where WORK_DIR is, and what compilers write in between."""
+    need = recipe.memory_per_unit
+    free = here.memory + host.swap()
+    yield Finding(
+        what="memory",
+        found=f"{here.cores} cores, {ui.size(here.memory)} of memory free for this process",
+        bad=free < need,
+        remedy=f"A compiler needs {ui.size(need)}: free some memory, or add swap",
+    )
+    yield _disk(settings, work)
+    units = sum(recipe.units.values())
+    yield _folder("TMPDIR", Path(tempfile.gettempdir()), _TEMPORARY_DISK * min(here.cores, units))
+
+
+def _disk(settings: Settings, need: int) -> Finding:
+    finding = _folder("WORK_DIR", settings.work_dir, need, runs_programs=True)
+    return Finding(what="disk", found=finding.found, bad=finding.bad, remedy=finding.remedy)
+
+
+def _folder(key: str, folder: Path, need: int, *, runs_programs: bool = False) -> Finding:
+    """Room for files in a folder, which may not be there yet, and that they can be written, and run."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = host.free_disk(there)
+    elsewhere = f"set {key} to a folder on another disk"
+    if not os.access(there, os.W_OK):
+        return Finding(what=key, found=f"{there} cannot be written to", bad=True, remedy=elsewhere.capitalize())
+    if runs_programs and os.statvfs(there).f_flag & os.ST_NOEXEC:
+        found = f"{there} is mounted noexec: the build tools that go there could not run"
+        return Finding(what=key, found=found, bad=True, remedy=f"S{elsewhere[1:]}")
+    found = f"{ui.size(free)} free in {there}"
+    remedy = f"Free {ui.size(need)}, or {elsewhere}"
+    return Finding(what=key, found=found, bad=free < need, remedy=remedy if free < need else "")
+
+
+def look(
+    settings: Settings,
+    recipe: Recipe,
+    archs: tuple[Arch, ...],
+    target: Target,
+    *,
+    shims: Sequence[Path] = (),
+    installs: bool = True,
+) -> Looked:
+    """Source, Python, compilers, toolkit and build tools, all tried at once; nothing is installed unless `installs`.
+
+    Raises UsageError for a target without a CUDA torch.
+    """
+    toolkit.torch_of(target)
+    tried = _trial(settings, recipe, archs, target, shims)
+    kits: list[tuple[Toolkit, list[str]]] = []
+    works: list[Callable[[], Finding]] = [
+        lambda: _source(settings, recipe),
+        lambda: _host_compiler(tried),
+        lambda: _toolkit(tried, kits),
+        lambda: _tools(tried, installs=installs),
+    ]
+    with ThreadPoolExecutor(len(works)) as pool:
+        findings = tuple(pool.map(_guarded, works))
+    kit = next((kit for kit, problems in kits if not problems), None)
+    return Looked(findings=findings, kit=kit, may_make=not kit and _worth_making(target, kits))
+
+
+def _guarded(work: Callable[[], Finding]) -> Finding:
+    try:
+        return work()
+    except OSError as error:
+        # A full or read-only TMPDIR; `room` says so too, unless it filled up since.
+        found = f"the probe could not be written: {error.strerror or error}"
+        return Finding(what="probe", found=found, bad=True, remedy="Look at TMPDIR")
+
+
+def _trial(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target: Target, shims: Sequence[Path]) -> Trial:
+    """A trial that begins now."""
+    return Trial(
+        settings=settings,
+        target=target,
+        recipe=recipe,
+        rules=tuple(recipe.rules(archs)),
+        until=time.monotonic() + _SECONDS,
+        nvcc_shims=[folder / "nvcc" for folder in shims],
+        cxx_shims=[folder / "cxx" for folder in shims],
+    )
+
+
+def _source(settings: Settings, recipe: Recipe) -> Finding:
+    try:
+        return Finding(what="source", found=f"{source.answers(settings, recipe, _SOURCE_SECONDS)} is there")
+    except SageError as error:
+        return Finding(what="source", found=error.what, bad=True, remedy=error.remedy, kind=type(error))
+
+
+def _host_compiler(tried: Trial) -> Finding:
+    """Python.h, and a module that the host compiler makes with it."""
+    target = tried.target
+    try:
+        compiler = toolkit.host_compiler(tried.settings)
+    except SageError as error:
+        return Finding(what="host compiler", found=error.what, bad=True, remedy=error.remedy)
+    if not target.has_python_h:
+        found = f"{target.python} has no Python.h in {target.include}"
+        remedy = "Install the headers (apt-get install python3-dev)"
+        return Finding(what="host compiler", found=found, bad=True, remedy=remedy)
+    problem = trial.binding(tried)
+    if problem:
+        found = f"{compiler} makes no module for {target.python}: {problem}"
+        return Finding(what="host compiler", found=found, bad=True, remedy=trial.remedy(problem))
+    return Finding(what="host compiler", found=f"{compiler}: a module was compiled and linked")
+
+
+def _toolkit(tried: Trial, kits: list[tuple[Toolkit, list[str]]]) -> Finding:
+    """The first toolkit with which a kernel compiles; `kits` receives each with what is wrong with it."""
+    for kit, problem in toolkit.survey(tried.settings, tried.target, tried.rules):
+        if problem or not kit.compiler:
+            problems = [problem] if problem else ["it needs a host compiler"]
+        elif time.monotonic() > tried.until:
+            problems = ["it was not tried: no time was left"]
+        else:
+            problems = trial.kernel(tried, kit)
+        kits.append((kit, problems))
+        if not problems:
+            found = f"CUDA {kit.version} from {kit.origin}: a kernel was compiled and linked"
+            return Finding(what="toolkit", found=found)
+        ui.say("toolkit", f"not {kit}: {'; '.join(problems)}")
+    return _no_toolkit(tried.target, kits)
+
+
+def _no_toolkit(target: Target, kits: Sequence[tuple[Toolkit, list[str]]]) -> Finding:
+    torch = toolkit.torch_of(target)
+    told = "; ".join(f"{kit}: {'; '.join(problems)}" for kit, problems in kits) or "none was found"
+    found = f"no CUDA toolkit here compiles for torch {torch.version}: {told}"
+    known = [words for kit, problems in kits for text in problems if (words := trial.remedy(text, kit.version))]
+    remedy = known[0] if known else f"Install the CUDA {torch.cuda} toolkit, or set CUDA_HOME"
+    return Finding(what="toolkit", found=found, bad=True, remedy=remedy)
+
+
+def _worth_making(target: Target, kits: Sequence[tuple[Toolkit, list[str]]]) -> bool:
+    """A toolkit from the package index can do what these could not: of their release, it has the same compiler."""
+    torch = toolkit.torch_of(target)
+    same = [text for kit, problems in kits if kit.version == torch.cuda for text in problems]
+    return toolkit.on_index(torch) and not any(word in text for word in _MACHINE for text in same)
+
+
+def _tools(tried: Trial, *, installs: bool) -> Finding:
+    """setuptools and ninja run in the target as the build will run them."""
+    settings, target, recipe = tried.settings, tried.target, tried.recipe
+    folder = buildplan.tools_folder(settings, target, recipe)
+    if not installs and not (folder / "complete").exists():
+        return Finding(what="build tools", found="a build gets them from the package index first")
+    names = buildplan.tools(settings, target, recipe)
+    env = {key: value for key, value in settings.environ.items() if not key.startswith("PYTHON")}
+    env |= {"PATH": f"{folder / 'bin'}:{settings.variable('PATH')}", "PYTHONPATH": str(folder)}
+    left = max(1.0, tried.until - time.monotonic())
+    try:
+        proc.run([target.python, "-c", "import setuptools.build_meta"], env=env, timeout=left, error=UsageError)
+        proc.run(["ninja", "--version"], env=env, timeout=left, error=UsageError)
+    except UsageError as error:
+        remedy = f"Check the package index, or install setuptools and ninja into {target.prefix}"
+        return Finding(what="build tools", found=f"{names}: {error.what}", bad=True, remedy=remedy)
+    return Finding(what="build tools", found=names)
