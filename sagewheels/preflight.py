@@ -32,8 +32,9 @@ _TOOLKIT_DISK = 700_000_000
 _TEMPORARY_DISK = 100_000_000
 """For each compiler at once: 70 MB were seen."""
 
-_MACHINE = ("unsupported", "exception specification")
-"""Complaints about the machine, which another toolkit of the same release would have too."""
+
+Tried = list[tuple[Toolkit, list[str]]]
+"""Toolkits, each with what is wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ def look(
     """
     toolkit.torch_of(target)
     tried = _trial(settings, recipe, archs, target, shims)
-    kits: list[tuple[Toolkit, list[str]]] = []
+    kits: Tried = []
     works: list[Callable[[], Finding]] = [
         lambda: _source(settings, recipe),
         lambda: _host_compiler(tried),
@@ -164,6 +165,8 @@ def look(
     ]
     with ThreadPoolExecutor(len(works)) as pool:
         findings = tuple(pool.map(_guarded, works))
+    if tried.unfinished:
+        ui.warn("preflight", f"{', '.join(tried.unfinished)} still at work after {_SECONDS:g} s: not waited for")
     kit = next((kit for kit, problems in kits if not problems), None)
     return Looked(findings=findings, kit=kit, may_make=not kit and _worth_making(target, kits))
 
@@ -215,37 +218,46 @@ def _host_compiler(tried: Trial) -> Finding:
     return Finding(what="host compiler", found=f"{compiler}: a module was compiled and linked")
 
 
-def _toolkit(tried: Trial, kits: list[tuple[Toolkit, list[str]]]) -> Finding:
+def _toolkit(tried: Trial, kits: Tried) -> Finding:
     """The first toolkit with which a kernel compiles; `kits` receives each with what is wrong with it."""
     for kit, problem in toolkit.survey(tried.settings, tried.target, tried.rules):
-        if problem or not kit.compiler:
-            problems = [problem] if problem else ["it needs a host compiler"]
-        elif time.monotonic() > tried.until:
-            problems = ["it was not tried: no time was left"]
-        else:
-            problems = trial.kernel(tried, kit)
+        problems = [problem] if problem else _problems(tried, kit, kits)
         kits.append((kit, problems))
         if not problems:
-            found = f"CUDA {kit.version} from {kit.origin}: a kernel was compiled and linked"
-            return Finding(what="toolkit", found=found)
+            return Finding(
+                what="toolkit", found=f"CUDA {kit.version} from {kit.origin}: a kernel was compiled and linked"
+            )
         ui.say("toolkit", f"not {kit}: {'; '.join(problems)}")
     return _no_toolkit(tried.target, kits)
 
 
-def _no_toolkit(target: Target, kits: Sequence[tuple[Toolkit, list[str]]]) -> Finding:
+def _problems(tried: Trial, kit: Toolkit, before: Tried) -> list[str]:
+    """What is in the way of building with this toolkit, which is not tried where the answer is known."""
+    if not kit.compiler:
+        return ["it needs a host compiler"]
+    if known := [text for other, told in before if other.build == kit.build for text in told if trial.of_machine(text)]:
+        return known[:1]
+    if time.monotonic() > tried.until:
+        return ["it was not tried: no time was left"]
+    return trial.kernel(tried, kit)
+
+
+def _no_toolkit(target: Target, kits: Tried) -> Finding:
     torch = toolkit.torch_of(target)
-    told = "; ".join(f"{kit}: {'; '.join(problems)}" for kit, problems in kits) or "none was found"
-    found = f"no CUDA toolkit here compiles for torch {torch.version}: {told}"
+    # Many toolkits often fail for one reason.
+    told = {"; ".join(problems): [kit for kit, other in kits if other == problems] for _, problems in kits}
+    words = "; ".join(f"{', '.join(map(str, same))}: {text}" for text, same in told.items()) or "none was found"
+    found = f"no CUDA toolkit here compiles for torch {torch.version}: {words}"
     known = [words for kit, problems in kits for text in problems if (words := trial.remedy(text, kit.version))]
     remedy = known[0] if known else f"Install the CUDA {torch.cuda} toolkit, or set CUDA_HOME"
     return Finding(what="toolkit", found=found, bad=True, remedy=remedy)
 
 
-def _worth_making(target: Target, kits: Sequence[tuple[Toolkit, list[str]]]) -> bool:
-    """A toolkit from the package index can do what these could not: of their release, it has the same compiler."""
+def _worth_making(target: Target, kits: Tried) -> bool:
+    """A toolkit from the package index can do what these could not: of their release, it has the same limits."""
     torch = toolkit.torch_of(target)
     same = [text for kit, problems in kits if kit.version == torch.cuda for text in problems]
-    return toolkit.on_index(torch) and not any(word in text for word in _MACHINE for text in same)
+    return toolkit.on_index(torch) and not any(map(trial.of_machine, same))
 
 
 def _tools(tried: Trial, *, installs: bool) -> Finding:

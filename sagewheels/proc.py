@@ -27,12 +27,16 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished program said; `code` is negative for the signal that ended it."""
+    """What a finished program said; `code` is negative for the signal that ended it.
+
+    `worked`: the seconds of processor time until then of one that was ended because its time was over.
+    """
 
     argv: tuple[str, ...]
     code: int
     out: str
     err: str
+    worked: float = 0.0
 
     @property
     def last_line(self) -> str:
@@ -70,9 +74,10 @@ def run(
             out, err = process.communicate(timeout=timeout)
             result = Result(args, process.returncode, out, err)
         except subprocess.TimeoutExpired:
+            worked = _processor_time(process.pid)
             # At once: who has not ended by now may also ignore to be asked.
             _signal(process, signal.SIGKILL)
-            result = Result(args, -signal.SIGKILL, "", f"did not end within {timeout:.3g} s")
+            result = Result(args, -signal.SIGKILL, "", f"did not end within {timeout:.3g} s", worked)
     if error and result.code:
         raise error(f"{Path(args[0]).name} {_verb(args)}failed ({ending(result.code)}): {result.last_line}")
     return result
@@ -141,6 +146,19 @@ def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
         os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):
         pass
+
+
+def _processor_time(session: int) -> float:
+    """Seconds of processor time of a session's processes and of those that they waited for."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session:
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _clean(env: Mapping[str, str] | None) -> dict[str, str]:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from packaging.version import Version
@@ -22,6 +22,9 @@ Argv = Sequence[str | Path]
 
 _CXX20_SINCE = Version("2.13.0.dev0")
 """torch's headers want C++20 from here on (upstream defect 2); torch's own build adds the standard by itself."""
+
+_AT_WORK = 0.3
+"""Seconds of processor time that show that a compiler does not hang: one that waits for a licence needs 0.02."""
 
 _KERNEL = """
 #include <cmath>
@@ -57,9 +60,10 @@ _LIBRARY_PACKAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What is tried, and until when (by time.monotonic): a compiler that has not ended by then counts as failed.
+    """What is tried, and until when (by time.monotonic): a compiler that hangs until then has failed.
 
-    `shims` are folders of headers that come before all others, for nvcc and for the host compiler.
+    The shims are folders of headers that come before all others; `unfinished` receives the compilers that were still
+    at work when the time was over.
     """
 
     settings: Settings
@@ -69,6 +73,7 @@ class Trial:
     until: float
     nvcc_shims: Sequence[Path] = ()
     cxx_shims: Sequence[Path] = ()
+    unfinished: list[str] = field(default_factory=list)
 
     @property
     def standard(self) -> str:
@@ -81,9 +86,16 @@ class Trial:
         return buildplan.flags(self.settings, self.recipe, cuda)
 
     def run(self, argv: Argv, env: dict[str, str]) -> str:
-        """What a compiler complained about, empty when it ended well."""
+        """What a compiler complained about, empty when it ended well, or was still at work when the time was over.
+
+        A machine that is busy, or reads from a slow disk for the first time, can build; one that hangs cannot.
+        """
         done = proc.run(argv, env=env, timeout=max(0.1, self.until - time.monotonic()))
-        return "" if not done.code else complaint(done.err + done.out) or done.last_line
+        if done.code and done.worked > _AT_WORK:
+            self.unfinished.append(Path(argv[0]).name)
+        elif done.code:
+            return complaint(done.err + done.out) or done.last_line
+        return ""
 
 
 def binding(trial: Trial) -> str:
@@ -171,7 +183,7 @@ def _cxx(settings: Settings) -> list[str]:
 
 
 def _includes(places: Iterable[Path]) -> list[str]:
-    return [part for path in places for part in ("-isystem", str(path))]
+    return [part for path in places for part in ("-I", str(path))]
 
 
 def _link(trial: Trial, made: Path, places: Iterable[Path], libraries: Iterable[str]) -> Argv:
@@ -185,9 +197,14 @@ def complaint(text: str) -> str:
     for line in text.splitlines():
         if re.search(r"\b(fatal|error|Error)\b|cannot find -l|undefined reference", line):
             # A folder may hold blanks at the beginning of the line, where the place of the error stands.
-            told = re.sub(r"^/[^:]*/(?=[^/:]+[:(])", "", line.strip())
+            told = re.sub(r"^/[^:]*/(?=[^/:]+[:(])", "", line.strip()).partition(" The nvcc flag '-allow-unsup")[0]
             return re.sub(r"(/[^\s:/]+)+/", "", told)[:200]
     return ""
+
+
+def of_machine(problem: str) -> bool:
+    """Whether every toolkit of the same release would complain of this: it is about the host compiler or its libc."""
+    return "unsupported" in problem or "exception specification" in problem
 
 
 def remedy(problem: str, cuda: str = "") -> str:
