@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from sagewheels import arch, bad, build, buildplan, describe, recipe, source, toolkit
+from sagewheels import arch, bad, build, buildplan, describe, recipe, source
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed, UsageError
@@ -213,9 +213,8 @@ def prepare(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     def make(settings: Settings, *, cuda: str = "13.0", archs: str = "12.0", manifest: str = "") -> Plan:
         made_by = recipe.load(manifest) if manifest else plan.recipe
         kit = replace(plan.toolkit, version=cuda)
-        monkeypatch.setattr(toolkit, "find", lambda *args, **options: kit)
-        monkeypatch.setattr(buildplan, "_tools", lambda *args: plan.tools)
-        return buildplan.prepare(settings, made_by, arch.parse_list(archs), plan.target, host(8, 64 * GB))
+        monkeypatch.setattr(buildplan, "tools", lambda *args: plan.tools)
+        return buildplan.prepare(settings, made_by, arch.parse_list(archs), plan.target, host(8, 64 * GB), kit)
 
     return make
 
