@@ -181,7 +181,7 @@ def tools(settings: Settings, target: Target, recipe: Recipe) -> str:
         ui.say("build", f"using the target's own build tools: the package index gives none ({error.what[:120]})")
         shutil.rmtree(folder, ignore_errors=True)
         have = [f"{name}-{target.versions[name]}" for name in BUILD_TOOLS if name in target.versions]
-        return f"the target's own {' '.join(have)}"
+        return f"the target's own {' '.join(have) or 'build tools'}"
     found = sorted(path.name.removesuffix(".dist-info") for path in folder.glob("*.dist-info"))
     done.write_text(" ".join(found), encoding="utf-8")
     return " ".join(found)

@@ -132,7 +132,7 @@ def _folder(key: str, folder: Path, need: int, *, runs_programs: bool = False) -
     free = host.free_disk(there)
     elsewhere = f"set {key} to a folder on another disk"
     if not os.access(there, os.W_OK):
-        return Finding(what=key, found=f"{there} cannot be written to", bad=True, remedy=elsewhere.capitalize())
+        return Finding(what=key, found=f"{there} cannot be written to", bad=True, remedy=f"S{elsewhere[1:]}")
     if runs_programs and os.statvfs(there).f_flag & os.ST_NOEXEC:
         found = f"{there} is mounted noexec: the build tools that go there could not run"
         return Finding(what=key, found=found, bad=True, remedy=f"S{elsewhere[1:]}")

@@ -108,7 +108,9 @@ def binding(trial: Trial) -> str:
         cxx, flags = _cxx(trial.settings), trial.flags().cxx.split()
         argv: Argv = [*cxx, trial.standard, *flags, "-fPIC", *include, "-c", source, "-o", made]
         env = dict(trial.settings.environ)
-        return trial.run(argv, env) or trial.run(_link(trial, made, [torch / "lib"], _TORCH_LIBRARIES), env)
+        link = _link(trial, made, [torch / "lib"], _TORCH_LIBRARIES)
+        # There is no object where the compiler was still at work.
+        return trial.run(argv, env) or (trial.run(link, env) if made.exists() else "")
 
 
 def kernel(trial: Trial, kit: Toolkit) -> list[str]:
@@ -128,7 +130,7 @@ def _compiled(trial: Trial, kit: Toolkit, folder: Path) -> str:
     own = kit.home / "lib64" if (kit.home / "lib64").is_dir() else kit.home / "lib"
     link = _link(trial, made, [torch / "lib", own], [*_TORCH_LIBRARIES, *_CUDA_LIBRARIES])
     env = _environment(trial, kit)
-    return trial.run(argv, env) or trial.run(link, env)
+    return trial.run(argv, env) or (trial.run(link, env) if made.exists() else "")
 
 
 def _read(trial: Trial, kit: Toolkit, folder: Path) -> str:
@@ -195,7 +197,7 @@ def _link(trial: Trial, made: Path, places: Iterable[Path], libraries: Iterable[
 def complaint(text: str) -> str:
     """The first line of compiler output that names an error, without the folders in it."""
     for line in text.splitlines():
-        if re.search(r"\b(fatal|error|Error)\b|cannot find -l|undefined reference", line):
+        if re.search(r"\b(fatal|error|Error)\b|cannot find |undefined reference", line):
             # A folder may hold blanks at the beginning of the line, where the place of the error stands.
             told = re.sub(r"^/[^:]*/(?=[^/:]+[:(])", "", line.strip()).partition(" The nvcc flag '-allow-unsup")[0]
             return re.sub(r"(/[^\s:/]+)+/", "", told)[:200]

@@ -28,7 +28,8 @@ case " $* " in
 *" -E "*)
   for word; do
     shift
-    case $word in -gencode=*) ;; *) set -- "$@" "$word" ;; esac
+    case $before$word in -gencode=* | *-ccbin*) ;; *) set -- "$@" "$word" ;; esac
+    case $word in -ccbin) before=-ccbin ;; *) before= ;; esac
   done
   exec c++ -x c++ "$@" ;;
 *" -c "*) {compile} ;;
