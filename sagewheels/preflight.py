@@ -84,7 +84,12 @@ def check(
     seconds = time.monotonic() - started
     kit = looked.kit
     if not kit:
-        kit = toolkit.make(settings, target)
+        try:
+            kit = toolkit.make(settings, target)
+        except SageError as error:
+            (lacking,) = (item for item in findings if item.what == "toolkit")
+            remedy = f"{lacking.remedy}, or let the package index be reached"
+            raise UsageError(f"{lacking.found}; and {error.what}", remedy) from None
         started = time.monotonic()
         problems = trial.kernel(_trial(settings, recipe, archs, target, shims), kit)
         _raise([_no_toolkit(target, [(kit, problems)])] if problems else [])

@@ -94,7 +94,7 @@ class Trial:
         if done.code and done.worked > _AT_WORK:
             self.unfinished.append(Path(argv[0]).name)
         elif done.code:
-            return complaint(done.err + done.out) or done.last_line
+            return complaint(done.err + done.out) or re.sub(r"^(did not end) within .*", r"\1 in time", done.last_line)
         return ""
 
 
@@ -236,5 +236,5 @@ _REMEDIES = (
     (r"unrecognized command.line option .-std=c\+\+20", "Install g++ 11 or newer and set CXX and CC to it"),
     (r"No space left", "Free space where TMPDIR points, or set it to another folder"),
     (r"Killed|out of memory|Cannot allocate", "Free some memory"),
-    (r"did not end within", "Something hangs, or the machine is too busy: look with ps, then run it again"),
+    (r"did not end in time", "Something hangs, or the machine is too busy: look with ps, then run it again"),
 )
