@@ -24,7 +24,7 @@ _NEW_GXX = """#!/bin/sh
 case " $* " in *__CUDACC__*) exec g++ -U__GNUC__ -D__GNUC__=99 "$@" ;; esac
 exec g++ "$@"
 """
-_NEW_GLIBC = """// What glibc 2.41 declares besides.
+_NEW_GLIBC = """// Names that glibc 2.41 and 2.42 took, and CUDA had before.
 #include_next <bits/mathcalls.h>
 #ifndef NEW_GLIBC
 #define NEW_GLIBC

@@ -169,7 +169,11 @@ def look(
         lambda: _tools(tried, installs=installs),
     ]
     with ThreadPoolExecutor(len(works)) as pool:
-        findings = tuple(pool.map(_guarded, works))
+        try:
+            findings = tuple(pool.map(_guarded, works))
+        except BaseException:
+            proc.end_all()
+            raise
     if tried.unfinished:
         ui.warn("preflight", f"{', '.join(tried.unfinished)} still at work after {_SECONDS:g} s: not waited for")
     kit = next((kit for kit, problems in kits if not problems), None)

@@ -25,6 +25,10 @@ _REMEDIES = {
 }
 
 
+_running: set[subprocess.Popen[str]] = set()
+"""For `end_all`: what a thread waits for, nobody else can end."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a finished program said; `code` is negative for the signal that ended it.
@@ -124,9 +128,11 @@ def _session(
         if problem.errno not in _NO_PROGRAM or (cwd and not cwd.is_dir()):
             raise
         raise _missing(args[0], problem) from None
+    _running.add(process)
     try:
         yield process
     finally:
+        _running.discard(process)
         if process.poll() is None:
             _signal(process, signal.SIGTERM)
             try:
@@ -138,6 +144,12 @@ def _session(
         for pipe in (process.stdout, process.stderr):
             if pipe:
                 pipe.close()
+
+
+def end_all() -> None:
+    """Ends every program that runs now, whichever thread waits for it: for Ctrl-C, which only the main thread sees."""
+    for process in list(_running):
+        _signal(process, signal.SIGKILL)
 
 
 def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:

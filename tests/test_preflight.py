@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -266,6 +270,52 @@ def test_what_to_do_about_a_compiler_that_complains(problem: str, cuda: str, rem
     assert trial.remedy(problem, cuda).startswith(remedy) if remedy else trial.remedy(problem, cuda) == ""
 
 
+# A real nvcc, where the machine has one
+
+
+@pytest.fixture
+def real(settings: Settings, found: Target) -> tuple[Settings, Path, Target]:
+    """The toolkit of the nvcc on PATH, and a target whose torch has its CUDA."""
+    program = shutil.which("nvcc")
+    if not program:
+        pytest.skip("no nvcc on PATH")
+    home = toolkit._home_of(settings, Path(program))
+    version, _ = toolkit._nvcc(settings, home)
+    assert found.torch
+    return having(settings, CUDA_HOME=str(home)), home, replace(found, torch=replace(found.torch, cuda=version))
+
+
+def test_a_real_toolkit_compiles(real: tuple[Settings, Path, Target], thing: Recipe) -> None:
+    given, home, found = real
+    assert problems(given, home, found, thing, "12.0") == ""
+
+
+def test_a_real_nvcc_refuses_a_newer_compiler(
+    real: tuple[Settings, Path, Target], thing: Recipe, tmp_path: Path
+) -> None:
+    """A g++ that tells nvcc, and only nvcc, that it is release 99."""
+    newer = tmp_path / "g++"
+    lie = 'case " $* " in *__CUDACC__*) exec g++ -U__GNUC__ -D__GNUC__=99 "$@" ;; esac'
+    newer.write_text(f'#!/bin/sh\n{lie}\nexec g++ "$@"\n', encoding="utf-8")
+    newer.chmod(0o755)
+    given, home, found = real
+    told = problems(having(given, CXX=str(newer)), home, found, thing)
+    assert "unsupported GNU version! gcc versions later than" in told and "allow-unsupported" not in told
+    assert re.match(r"Install g\+\+ (\d\d) or older \(apt-get install g\+\+-\1\)", trial.remedy(told))
+
+
+def test_a_real_nvcc_clashes_with_a_newer_glibc(
+    real: tuple[Settings, Path, Target], thing: Recipe, tmp_path: Path
+) -> None:
+    """Which declares functions of its own under names that CUDA has, as glibc 2.41 and 2.42 do."""
+    (tmp_path / "bits").mkdir()
+    more = "#ifndef NEWER\n#define NEWER\nextern double rsqrt(double) noexcept(true);\n#endif\n"
+    (tmp_path / "bits" / "mathcalls.h").write_text(f"#include_next <bits/mathcalls.h>\n{more}", encoding="utf-8")
+    given, home, found = real
+    told = problems(having(given, CPATH=str(tmp_path)), home, found, thing)
+    assert 'exception specification is incompatible with that of previous function "rsqrt"' in told
+
+
 # The whole of it
 
 
@@ -344,6 +394,19 @@ def test_a_compiler_that_hangs_is_a_failure_in_good_time(
     assert time.monotonic() - started < 5
     assert "(CUDA_HOME): did not end in time. " in line
     assert line.endswith(". Something hangs, or the machine is too busy: look with ps, then run it again.")
+
+
+def test_ctrl_c_does_not_wait_for_what_hangs(
+    settings: Settings, found: Target, thing: Recipe, tmp_path: Path, silent: str
+) -> None:
+    broken = make_toolkit(tmp_path / "broken", version="12.8", compile_="exec sleep 60")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        check(having(settings, CUDA_HOME=str(broken)), cuda_12(found), cloned(thing, silent))
+    signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - started < 5
 
 
 def test_a_compiler_that_is_at_work_is_not_refused(
