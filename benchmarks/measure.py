@@ -2,8 +2,8 @@
 
 Wall is from start to exit. CPU is user and system time as wait4 gives it for the program and all that it waited for;
 orphans come to this process (PR_SET_CHILD_SUBREAPER), so that they count too. Every 0.25 s /proc is read: memory is the
-highest sum of RSS, times PSS / RSS as it was when the sum had last grown by 5 % (to read PSS takes milliseconds); a phase
-(cudafe++, cicc ...) has the CPU time that its process was last seen with: what came after is in `not seen`.
+highest sum of RSS, times PSS / RSS as it was when the sum had last grown by 5 % (PSS takes milliseconds to read); a
+phase (cudafe++, cicc ...) has the CPU time that its process was last seen with: what came after is `not seen`.
 """
 
 from __future__ import annotations
