@@ -40,7 +40,7 @@ import measure
 from measure import Measured
 from uv import find_uv_bin
 
-from sagewheels import config, source
+from sagewheels import config, proc, source
 from sagewheels.build import matters
 from sagewheels.errors import SageError
 from sagewheels.job import Job
@@ -88,7 +88,11 @@ class Bench:
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
         if asked.tools:
-            self.env |= {"UV_NO_INDEX": "1", "UV_FIND_LINKS": str(asked.tools.absolute())}
+            own = self.work / "uv.toml"
+            own.write_text(
+                f"no-index = true\nfind-links = [{json.dumps(str(asked.tools.absolute()))}]\n", encoding="utf-8"
+            )
+            self.env["UV_CONFIG_FILE"] = str(own)
         self.job = Job(config.load(self.env, cwd=work))
         self.rows: list[Row] = []
 
@@ -131,8 +135,8 @@ class Bench:
         folder.mkdir()
         tools, recipe = self.work / "tools", self.job.recipe
         if not tools.is_dir():
-            argv = [find_uv_bin(), "pip", "install", "-q", "--python", self.asked.python, "--target", tools, "pip"]
-            subprocess.run([*argv, *recipe.requires], env=self.env, check=True)
+            put = [find_uv_bin(), "pip", "install", "-q", "--python", self.asked.python, "--target", tools]
+            proc.run([*put, "pip", *recipe.requires], env=self.env, error=SageError)
         patches = recipe.patches if self.asked.patched else ()
         with contextlib.redirect_stdout(sys.stderr):
             tree = source.checkout(self.job.settings, replace(recipe, patches=patches), folder / "source")
@@ -158,6 +162,8 @@ class Bench:
             raise SageError(f"{name} failed with {made.code}: {matters(log)}", f"See {log}, which --work keeps")
         made.of_source({path.name for path in folder.rglob("source/**/*.c*")})
         row = Row(name=name, made=made)
+        if made.left_for > 1:
+            row.note = f"something of it ran for {made.left_for:.0f} s after its end"
         if not made.code:
             row.wheel = next((folder / "wheels").glob("*.whl"))
             row.size = row.wheel.stat().st_size
@@ -170,9 +176,9 @@ class Bench:
         made = row.made
         cells = [row.name, f"{made.wall:.1f}", f"{made.cpu:.1f}", f"{made.cpu / made.wall / len(self.cores):.0%}"]
         cells += [f"{made.memory / 1e9:.2f}", f"{row.size / 1e6:.3f}" if row.size else "", str(len(made.units))]
-        if made.spans:
-            last = max(last for _, last in made.spans.values())
-            cells += [f"{min(first for first, _ in made.spans.values()):.1f}", f"{made.wall - last:.1f}"]
+        last = max((last for _, last in made.spans.values()), default=made.wall)
+        first = min((first for first, _ in made.spans.values()), default=0)
+        cells += [f"{first:.1f}", f"{made.wall - last:.1f}"] if made.spans else ["", ""]
         print(f"| {' | '.join(cells)} |", flush=True)
         self.write()
 

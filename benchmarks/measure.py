@@ -2,8 +2,8 @@
 
 Wall is from start to exit. CPU is user and system time as wait4 gives it for the program and all that it waited for;
 orphans come to this process (PR_SET_CHILD_SUBREAPER), so that they count too. Every 0.25 s /proc is read: memory is the
-highest sum of PSS, read whenever the sum of RSS reaches a new high; a phase (cudafe++, cicc ...) has the CPU time that
-its process was last seen with, so that the last quarter of a second of each is in `not seen`.
+highest sum of RSS, times PSS / RSS as it was when the sum had last grown by 5 % (PSS takes milliseconds to read); a
+phase (cudafe++, cicc ...) has the CPU time that its process was last seen with: what came after is `not seen`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 
 PHASES = ("cudafe++", "cicc", "ptxas", "fatbinary", "cc1plus", "as", "ld")
 _INTERVAL = 0.25
-_GONE_WITHIN = 60.0
+_GROWN = 1.05
+_PATIENCE = 120.0
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of linux/prctl.h
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -44,6 +45,7 @@ class Process:
 class Measured:
     """`code` as subprocess gives it, seconds, bytes.
 
+    `left_for` is how long something of it still ran after its end.
     `phases` has CPU seconds by unit and phase, `spans` when a unit was first and last seen at work. What compiles no
     unit is under the name ''.
     """
@@ -52,6 +54,7 @@ class Measured:
     wall: float = 0.0
     cpu: float = 0.0
     memory: int = 0
+    left_for: float = 0.0
     phases: dict[str, dict[str, float]] = field(default_factory=dict)
     spans: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -82,7 +85,8 @@ class _Watch:
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self.rss = self.memory = 0
+        self.rss = self.read_at = 0
+        self.shared = 1.0
         self.spans: dict[str, tuple[float, float]] = {}
         self.seen: dict[tuple[int, int], tuple[str, str, float]] = {}
 
@@ -90,8 +94,9 @@ class _Watch:
         """Reads /proc once."""
         family = _descendants(os.getpid())
         rss = sum(one.rss for one in family.values())
-        if rss > self.rss:
-            self.rss, self.memory = rss, max(self.memory, sum(_pss(one) for one in family.values()))
+        self.rss = max(self.rss, rss)
+        if rss > self.read_at * _GROWN:
+            self.read_at, self.shared = rss, sum(_pss(one) for one in family.values()) / rss
         for one in family.values():
             key = (one.pid, one.born)
             known = self.seen.get(key)
@@ -119,9 +124,9 @@ def run(
     cores: Sequence[int],
     kill_after: float | None = None,
 ) -> Measured:
-    """Runs `argv` on these cores to its end, and to that of all that it left behind.
+    """Runs `argv` on these cores to its end, and waits up to two minutes for what it left behind, which is then killed.
 
-    After `kill_after` seconds its process group gets SIGKILL. Raises RuntimeError for what stays a minute longer.
+    After `kill_after` seconds its process group gets SIGKILL.
     """
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     with log.open("w", encoding="utf-8") as stream, _affinity(cores):
@@ -131,22 +136,28 @@ def run(
         )
     try:
         due = 0.0
-        while process.returncode is None:
+        while _reap(process, result):
             now = time.monotonic() - watch.started
+            if process.returncode is None:
+                result.wall = now
+            elif now > result.wall + _PATIENCE:
+                break
             if kill_after is not None and now >= kill_after:
                 os.killpg(process.pid, signal.SIGKILL)
                 kill_after = None
-            if now >= due:
+            if now >= due and process.returncode is None:
                 watch.look()
                 due = now + _INTERVAL
             time.sleep(0.02)
-            result.cpu += _reap(process)
-        result.wall = time.monotonic() - watch.started
+        result.left_for = time.monotonic() - watch.started - result.wall
     finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        result.cpu += _reap_all(process)
-    result.code, result.memory = process.returncode, watch.memory
+        # ninja gives each compiler a process group of its own: they outlive the group that they were started by.
+        while _reap(process, result):
+            for pid in _descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+    result.code, result.memory = process.returncode, int(watch.rss * watch.shared)
     result.phases, result.spans = watch.phases(), watch.spans
     return result
 
@@ -162,31 +173,18 @@ def _affinity(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _reap(process: subprocess.Popen[bytes]) -> float:
-    """CPU seconds of children that ended since the last call. Raises ChildProcessError when there is no child."""
-    cpu = 0.0
+def _reap(process: subprocess.Popen[bytes], result: Measured) -> bool:
+    """Adds up the CPU time of children that have ended; False when there are no more children."""
     while True:
-        pid, status, usage = os.wait4(-1, os.WNOHANG)
+        try:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return False
         if not pid:
-            return cpu
-        cpu += usage.ru_utime + usage.ru_stime
+            return True
+        result.cpu += usage.ru_utime + usage.ru_stime
         if pid == process.pid:
             process.returncode = os.waitstatus_to_exitcode(status)
-            return cpu
-
-
-def _reap_all(process: subprocess.Popen[bytes]) -> float:
-    """The same until nothing is left."""
-    cpu, end = 0.0, time.monotonic() + _GONE_WITHIN
-    while time.monotonic() < end:
-        try:
-            cpu += _reap(process)
-        except ChildProcessError:
-            return cpu
-        time.sleep(0.02)
-    raise RuntimeError(
-        f"still there after a minute: {', '.join(one.name for one in _descendants(os.getpid()).values())}"
-    )
 
 
 def _descendants(root: int) -> dict[int, Process]:
