@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,12 @@ if TYPE_CHECKING:  # typing costs more than all the rest
 
 
 def main(address: str, compiler: str, argv: list[str]) -> int:
-    """The exit code of the command; the orders come line by line, and the last one ends it."""
+    """The exit code of the command; the orders come line by line, and the last one ends it.
+
+    What this process started ends with it, and with the build: an orphaned compiler would write into the next one.
+    """
+    if os.getpgrp() != os.getpid():  # ninja has made it a group of its own
+        os.setpgid(0, 0)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         stream, lock = connection.makefile("rw", encoding="utf-8"), threading.Lock()
@@ -36,12 +42,14 @@ def main(address: str, compiler: str, argv: list[str]) -> int:
             if "exit" in order:
                 sys.stdout.write(order["text"])
                 sys.stdout.flush()
-                # Threads may still read from compilers of a build that has failed.
-                os._exit(order["exit"])
+                if threading.active_count() == 1:
+                    return int(order["exit"])
+                break  # compilers of a build that has failed elsewhere
             if "become" in order:
                 os.execvp(order["become"][0], order["become"])
             threading.Thread(target=run, args=(order, tell), daemon=True).start()
-    return 1  # the build is gone
+    os.killpg(0, signal.SIGKILL)
+    return 1
 
 
 def run(order: dict[str, Any], tell: Callable[..., None]) -> None:
