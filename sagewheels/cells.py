@@ -58,11 +58,13 @@ class Step:
     """What is to be done about a cell: `state` is where its wheel is, or how it comes to be.
 
     `store`: nothing; `wheelhouse`: publish; `build`; `shared`: the wheel that is built for the cell `of` serves it too.
+    `why` says what speaks against a `wheel` that would serve, if it were not for its source or its record.
     """
 
     cell: Cell
     state: str
     wheel: str = ""
+    why: str = ""
     of: Cell | None = None
 
 
@@ -108,8 +110,12 @@ def covers(candidate: WheelManifest, cell: Cell, wanted: Wanted) -> bool:
 
     `wanted` holds what is known. Any torch of the release counts; an empty CUDA means that any will do.
     """
+    return not _reasons(candidate, cell, wanted)
+
+
+def _reasons(candidate: WheelManifest, cell: Cell, wanted: Wanted) -> tuple[str, ...]:
     torch = candidate.torch if not candidate.stable_torch and _is_of(cell, candidate.torch) else cell.torch
-    return judge(candidate, replace(wanted, torch=torch, cuda=wanted.cuda or candidate.cuda)).fits
+    return judge(candidate, replace(wanted, torch=torch, cuda=wanted.cuda or candidate.cuda)).reasons
 
 
 def _is_of(cell: Cell, torch: str) -> bool:
@@ -151,7 +157,8 @@ def plan(
             and _major(wanted[step.cell]) == _major(facts)
         )
         first = next(same, None)
-        later.append(Step(cell=cell, state="shared" if first else "build", of=first))
+        near, why = _near(cell, facts, [*stored, *kept])
+        later.append(Step(cell=cell, state="shared" if first else "build", wheel=near, why=why, of=first))
     return sorted(there, key=lambda step: step.state) + later
 
 
@@ -166,6 +173,16 @@ def _found(cell: Cell, wanted: Wanted, candidates: Iterable[WheelManifest], stat
     # A wheel that is proven, or else the newest, is the one to show.
     best = max(fits, key=lambda one: (bool(one.proofs), one.created_at_utc), default=None)
     return Step(cell=cell, state=state, wheel=best.wheel_file) if best else None
+
+
+def _near(cell: Cell, wanted: Wanted, candidates: Iterable[WheelManifest]) -> tuple[str, str]:
+    """The newest wheel of this Python, stack and arch that is there and does not do, and why; empty without one."""
+    loose = replace(
+        wanted, version="", glibc="", source="", patches=frozenset(), also=(), allow_unknown=True, known_bad={}
+    )
+    near = [one for one in candidates if covers(one, cell, loose)]
+    best = max(near, key=lambda one: one.created_at_utc, default=None)
+    return (best.wheel_file, "; ".join(_reasons(best, cell, wanted))) if best else ("", "")
 
 
 def _alike(built: Cell, cell: Cell, recipe: Recipe) -> bool:

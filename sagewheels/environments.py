@@ -60,7 +60,7 @@ def _venv(settings: Settings, cell: Cell, folder: Path) -> None:
     ui.say("matrix", f"making {folder}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    env = {**installer.environment(settings), "PATH": _path(settings)}
+    env = {**installer.environment(settings), "PATH": _path(settings, cell.python)}
     done = proc.run([uv, "venv", "--quiet", "--clear", "--no-project", "--python", cell.python, folder], env=env)
     if done.code:
         remedy = f"Install it (uv python install {cell.python}), or leave it out"
@@ -74,13 +74,16 @@ def _complaint(done: proc.Result) -> str:
     return ": ".join([*(errors or [done.last_line])[:1], *causes[-1:]])
 
 
-def _path(settings: Settings) -> str:
-    """PATH with pyenv's own Pythons in the place of its shims, which only run those that `pyenv global` names."""
+def _path(settings: Settings, python: str) -> str:
+    """PATH with pyenv's own Pythons of this release in the place of its shims, at which uv stumbles.
+
+    A shim only runs what `pyenv global` names.
+    """
     parts: list[str] = []
     for part in settings.variable("PATH").split(os.pathsep):
         versions = Path(part).parent / "versions"
         shims = Path(part).name == "shims" and versions.is_dir()
-        parts += [str(path) for path in sorted(versions.glob("*/bin"), reverse=True)] if shims else [part]
+        parts += [str(path) for path in sorted(versions.glob(f"{python}.*/bin"))] if shims else [part]
     return os.pathsep.join(parts)
 
 
@@ -96,8 +99,10 @@ def _asked(settings: Settings, cell: Cell) -> list[str]:
 def facts(settings: Settings, cell: Cell) -> dict[str, str]:
     """`torch` and `cuda` of a complete environment that was made for the same; empty for any other."""
     try:
-        found = json.loads((folder_of(settings, cell) / "complete").read_text(encoding="utf-8"))
-        if found["asked"] == _asked(settings, cell):
+        folder = folder_of(settings, cell)
+        found = json.loads((folder / "complete").read_text(encoding="utf-8"))
+        # A link to a Python that was removed meanwhile does not exist.
+        if found["asked"] == _asked(settings, cell) and (folder / "bin" / "python").exists():
             return {key: str(found[key]) for key in ("torch", "cuda")}
     except (OSError, ValueError, KeyError, TypeError):
         pass

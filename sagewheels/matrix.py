@@ -15,6 +15,7 @@ from sagewheels.stack import Need
 from sagewheels.steps import Made
 
 _SHORT = 60
+_PUBLISHED = "published"
 
 
 @dataclass(kw_only=True)
@@ -39,10 +40,13 @@ def matrix(job: Job, pythons: str, torches: str, *, as_json: bool = False) -> No
     with the exit code of the first failure. `as_json` and a dry run only plan.
     """
     asked = cells.parse(pythons, torches, job.settings.torch_cuda_arch_list or _default(job))
-    stored, kept = job.published, _intact(job)
+    # Other machines will read the document, and they have the store only.
+    stored, kept = job.published, {} if as_json else _intact(job)
     facts = {cell: _wanted(job, cell) for cell in asked}
     plan = cells.plan(facts, job.recipe, stored, [manifest for _, manifest in kept.values()])
     if as_json:
+        if job.is_store_missing:
+            ui.warn("matrix", f"{job.store.label} does not exist yet")
         print(cells.document(plan))
         return
     _show(job, plan)
@@ -89,7 +93,7 @@ def _show(job: Job, plan: Sequence[Step]) -> None:
         if step.state == "shared":
             ui.say("matrix", f"{step.cell}: the wheel of {step.of} serves it")
         elif step.state == "build":
-            ui.say("matrix", f"{step.cell}: to be built")
+            ui.say("matrix", f"{step.cell}: to be built{f', {step.wheel} will not do: {step.why}' if step.why else ''}")
         else:
             ui.say("matrix", f"{step.cell}: {step.wheel} is in the {step.state}")
 
@@ -101,7 +105,7 @@ def _work(job: Job, plan: Sequence[Step], kept: Mapping[str, Made], results: Res
         cell, pair = step.cell, (step.cell.python, step.cell.torch)
         try:
             if step.state == "wheelhouse":
-                _publish(job, cell, kept[step.wheel], "in the wheelhouse", results)
+                _publish(job, cell, kept[step.wheel], _PUBLISHED, results)
             elif step.state in ("build", "shared"):
                 if pair in lost:  # said once; a second try would fail in the same way
                     results.words[cell], results.errors[cell] = f"failed: {_short(lost[pair].what)}", lost[pair]
@@ -152,9 +156,9 @@ def _publish(job: Job, cell: Cell, made: Made, word: str, results: Results) -> N
     try:
         published = steps.do_upload(job, made)
     except StoreError as error:
-        results.fail(cell, error, f"{word}, not published")
+        results.fail(cell, error, f"{word}, not published" if word != _PUBLISHED else "wheelhouse, not published")
         return
-    results.words[cell] = word if published or word.startswith("built") else "wheelhouse"
+    results.words[cell] = word if published or word != _PUBLISHED else "wheelhouse"
 
 
 def _end(results: Results) -> None:
@@ -165,7 +169,7 @@ def _end(results: Results) -> None:
         ui.say("matrix", f"{cell}: {error}")
     first = next(iter(results.errors.values()))
     failed = f"{len(results.errors)} of {ui.count(len(results.words), 'cell')} failed"
-    raise type(first)(f"{failed}, the first with: {_short(first.what)}", "Run it again for what is missing")
+    raise type(first)(f"{failed}, the first: {first.what}", "Run it again for what is missing")
 
 
 def _short(text: str) -> str:
