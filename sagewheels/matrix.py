@@ -20,11 +20,13 @@ _PUBLISHED = "published"
 
 @dataclass(kw_only=True)
 class Results:
-    """What became of each cell so far: a word for the table, and in order the errors."""
+    """What became of each cell so far: a word for the table, the errors in order, and the wheels of this run."""
 
     words: dict[Cell, str]
     errors: dict[Cell, SageError] = field(default_factory=dict)
     made: list[Made] = field(default_factory=list)
+    lost: dict[tuple[str, str], SageError] = field(default_factory=dict)
+    """Python and torch for which there is no environment: a second try would fail in the same way."""
 
     def fail(self, cell: Cell, error: SageError, word: str = "") -> None:
         """Notes it and says it; the other cells go on."""
@@ -83,8 +85,7 @@ def _intact(job: Job) -> dict[str, Made]:
 def _show(job: Job, plan: Sequence[Step]) -> None:
     """The plan in its order, with what is there already first."""
     states = [step.state for step in plan]
-    todo = [step for step in plan if step.state in ("build", "shared")]
-    stacks = len({(step.cell.python, step.cell.torch) for step in todo if step.state == "build"})
+    stacks = len({(step.cell.python, step.cell.torch) for step in plan if step.state == "build"})
     missing = ", which does not exist yet" if job.is_store_missing else ""
     there = f"{states.count('store')} in {job.store.label}{missing}, {states.count('wheelhouse')} in the wheelhouse"
     builds = f"{ui.count(states.count('build'), 'wheel')} to build in {ui.count(stacks, 'environment')}"
@@ -100,17 +101,13 @@ def _show(job: Job, plan: Sequence[Step]) -> None:
 
 def _work(job: Job, plan: Sequence[Step], kept: Mapping[str, Made], results: Results) -> None:
     """Does every step; an error is noted for its cell, Ctrl-C and bugs end it."""
-    lost: dict[tuple[str, str], SageError] = {}
     for step in plan:
-        cell, pair = step.cell, (step.cell.python, step.cell.torch)
+        cell = step.cell
         try:
             if step.state == "wheelhouse":
                 _publish(job, cell, kept[step.wheel], _PUBLISHED, results)
-            elif step.state in ("build", "shared"):
-                if pair in lost:  # said once; a second try would fail in the same way
-                    results.words[cell], results.errors[cell] = f"failed: {_short(lost[pair].what)}", lost[pair]
-                    continue
-                _make(job, step, results, lost)
+            elif step.state != "store":
+                _make(job, cell, results)
         except SageError as error:
             results.fail(cell, error)
         except OSError as error:  # a full disk may have room for the next, smaller thing
@@ -118,17 +115,11 @@ def _work(job: Job, plan: Sequence[Step], kept: Mapping[str, Made], results: Res
             results.fail(cell, SageError(f"{where}{error.strerror or error}", "Mend that and run it again"))
 
 
-def _make(job: Job, step: Step, results: Results, lost: dict[tuple[str, str], SageError]) -> None:
-    """The wheel of one cell: one that was made in this run if it serves, else from its environment, else compiled."""
-    cell = step.cell
+def _make(job: Job, cell: Cell, results: Results) -> None:
+    """The wheel of one cell: one of this run if it serves, else compiled in the cell's environment."""
     if _served(job, cell, results):
         return
-    ui.say("matrix", f"{cell}: building")
-    try:
-        there = environments.ready(job, cell)
-    except SageError as error:
-        lost[cell.python, cell.torch] = error
-        raise
+    there = _environment(job, cell, results)
     # The environment knows which CUDA it has, where the plan could only expect one.
     facts, started = _wanted(job, cell), time.monotonic()
     if any(cells.covers(one, cell, facts) for one in job.published):
@@ -139,6 +130,18 @@ def _make(job: Job, step: Step, results: Results, lost: dict[tuple[str, str], Sa
     assert made is not None, "a dry run ends before"
     results.made.append(made)
     _publish(job, cell, made, f"built {_clock(time.monotonic() - started)}", results)
+
+
+def _environment(job: Job, cell: Cell, results: Results) -> Job:
+    pair = cell.python, cell.torch
+    if pair in results.lost:
+        raise results.lost[pair]
+    ui.say("matrix", f"{cell}: building")
+    try:
+        return environments.ready(job, cell)
+    except SageError as error:
+        results.lost[pair] = error
+        raise
 
 
 def _served(job: Job, cell: Cell, results: Results) -> bool:
