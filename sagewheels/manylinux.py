@@ -57,8 +57,8 @@ def _audit(path: Path) -> Any:
     No library of this machine is looked into, so that the verdict is about the wheel alone.
     """
     with tempfile.TemporaryDirectory(prefix="sagewheels-audit-") as empty:
-        argv: list[str | Path] = [sys.executable, "-m", "auditwheel", "show", "--json", "--ldpaths", empty, path.resolve()]
-        done = proc.run(argv, cwd=Path(empty), timeout=300)
+        show: list[str | Path] = ["show", "--json", "--ldpaths", empty, path.resolve()]
+        done = proc.run([sys.executable, "-m", "auditwheel", *show], cwd=Path(empty), timeout=300)
     try:
         found = json.loads(done.out)
     except ValueError:
