@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -124,11 +126,32 @@ def test_code_for_newer_processors(tmp_path: Path, new: Target) -> None:
 
 def _for_x86_64_v3(folder: Path) -> bytes:
     (folder / "v3.c").write_text("int puts(const char *); void PyInit__fused(void) { puts(0); }")
-    argv = [wheels.compiler(), "-shared", "-fPIC", "-Wl,-z,x86-64-v3", "-o", folder / "v3.so", folder / "v3.c"]
+    argv: list[str | Path] = [
+        wheels.compiler(),
+        "-shared",
+        "-fPIC",
+        "-Wl,-z,x86-64-v3",
+        "-o",
+        folder / "v3.so",
+        folder / "v3.c",
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode or "unknown" in done.stderr or "ignored" in done.stderr:
         pytest.skip("this linker cannot mark a level")
     return (folder / "v3.so").read_bytes()
+
+
+@pytest.mark.skipif(MACHINE != "x86_64", reason="turns a binary of x86-64 into one of the other")
+def test_a_wheel_for_aarch64(tmp_path: Path, new: Target) -> None:
+    libc = wheels.library("libc.so.6", "of_some_glibc", "GLIBC_2.34")
+    (tmp_path / "arm.c").write_text("void of_some_glibc(void); void PyInit__fused(void) { of_some_glibc(); }")
+    source, made = tmp_path / "arm.c", tmp_path / "arm.so"
+    subprocess.run([wheels.compiler(), "-shared", "-fPIC", "-nostdlib", "-o", made, source, libc], check=True)
+    module = bytearray(made.read_bytes())
+    module[18:20] = b"\xb7\0"  # e_machine: EM_AARCH64
+    arm = replace(new, machine="aarch64", tags=("py3-none-manylinux_2_34_aarch64", "py3-none-linux_aarch64"))
+    path = wheels.make(tmp_path, wheels.content(_fused=bytes(module)), tag="py3-none-linux_aarch64")
+    assert manylinux.sealed(path, arm, EPOCH).name == f"{STEM}-manylinux_2_34_aarch64.whl"
 
 
 def test_a_wheel_of_musl(tmp_path: Path, new: Target) -> None:
@@ -278,12 +301,12 @@ packing.repack(*map(Path, sys.argv[1:]), epoch={EPOCH})
 def test_the_same_members_give_the_same_bytes(tmp_path: Path, pack: Pack) -> None:
     """In whatever order, with whatever dates and modes they come, and under another umask, time zone and language."""
     first = wheels.make(tmp_path, tag=f"py3-none-linux_{MACHINE}")
-    files = list(members(first).items())
+    inside = list(members(first).items())
     packing.repack(first, tmp_path / "first.whl", epoch=EPOCH)
     other = tmp_path / "elsewhere" / "deep" / "other.whl"
     other.parent.mkdir(parents=True)
     with zipfile.ZipFile(other, "w") as archive:
-        rows = [(name, data if not name.endswith("RECORD") else _turned(data)) for name, data in files]
+        rows = [(name, data if not name.endswith("RECORD") else _turned(data)) for name, data in inside]
         pack(archive, rows)
     env = {**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C", "SOURCE_DATE_EPOCH": "1", "PYTHONHASHSEED": "7"}
     env["PYTHONPATH"] = str(Path(packing.__file__).parent.parent)
@@ -330,7 +353,7 @@ def test_what_packs_is_an_input_of_the_build_key(
     """Another zlib makes other bytes of the same members, another auditwheel perhaps another name."""
     assert re.fullmatch(r"auditwheel-[\d.]+ zlib-[\w.-]+ level-9", packing.made_with())
     before = buildplan.build_key(plan, "ab" * 20, [])
-    monkeypatch.setattr(packing.zlib, "ZLIB_RUNTIME_VERSION", "1.3.1.zlib-ng")
+    monkeypatch.setattr(zlib, "ZLIB_RUNTIME_VERSION", "1.3.1.zlib-ng")
     assert buildplan.build_key(plan, "ab" * 20, []) != before
 
 
@@ -389,9 +412,7 @@ def test_the_verdict_does_not_depend_on_what_lies_on_this_machine(
 
 def test_auditwheel_is_asked_through_its_versioned_answer() -> None:
     """Its schema is what the code reads; a change of it is to be seen here."""
-    import auditwheel
-
-    schema = json.loads((Path(auditwheel.__file__).parent / "show-schema.json").read_text())
+    schema = json.loads((files("auditwheel") / "show-schema.json").read_text())
     required = set(schema["$defs"]["result_platform"]["required"])
     assert {"version", "sym_tag", "overall_tag", "policy_upgrades", "unsupported_isa", "pyfpe", "ucs2"} <= required
     assert schema["$defs"]["result_platform"]["properties"]["version"]["const"] == 1
