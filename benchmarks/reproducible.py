@@ -2,7 +2,7 @@
 
     python benchmarks/reproducible.py PYTHON_OF_THE_TARGET [--manifest demo] [--arch 12.0]
 
-The second build has another work folder of another length, another umask, time zone, language, home and hash seed, and
+The second build has another work folder of another length, another umask, time zone, language and hash seed, and
 nothing of the first one's: no object, no tool, no checkout. Prints a Markdown table, names the sections in which two
 binaries differ, and ends with 1 unless both wheels are the same bytes. SAGE_SOURCE_REPO and the like are heeded.
 """
@@ -80,8 +80,9 @@ def compare(one: Path, two: Path) -> Iterator[str]:
             first, second = left.read(name), right.read(name)
             differ = "yes" if first == second else f"**no** {' '.join(sections(first, second))}".rstrip()
             yield f"| {name} | {digest(first)} {digest(second)} | {differ} |"
-    same = one.read_bytes() == two.read_bytes()
-    yield f"| the wheel, {one.stat().st_size} bytes | {digest(one.read_bytes())} {digest(two.read_bytes())} | {'yes' if same else '**no**'} |"
+    whole = one.read_bytes(), two.read_bytes()
+    alike = "yes" if whole[0] == whole[1] else "**no**"
+    yield f"| the wheel, {len(whole[0])} bytes | {digest(whole[0])} {digest(whole[1])} | {alike} |"
     yield f"| its name | {one.name} | {'yes' if one.name == two.name else f'**no**, {two.name}'} |"
 
 
@@ -95,9 +96,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         ways = [(Path(root) / name, umask, also) for name, umask, also in _WAYS]
         made = [build(path, given.python, given.manifest, given.arch, umask, also) for path, umask, also in ways]
-        print("| member | sha256 of each, 16 digits | same |\n|---|---|---|")
-        print("\n".join(compare(*made)))
-        return 0 if made[0].name == made[1].name and made[0].read_bytes() == made[1].read_bytes() else 1
+        rows = list(compare(*made))
+    print("| member | sha256 of each, 16 digits | same |\n|---|---|---|", *rows, sep="\n")
+    return 1 if any("**no**" in row for row in rows) else 0
 
 
 if __name__ == "__main__":

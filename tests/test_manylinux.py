@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def new(this: Target) -> Target:
     return replace(this, tags=(*this.tags, *every))
 
 
-def made(folder: Path, *libraries: tuple[str, str], **options: str) -> Path:
+def made(folder: Path, *libraries: tuple[str, str], **options: Any) -> Path:
     """A wheel whose module needs a function of each library, under this symbol version."""
     needs = tuple(wheels.library(soname, f"call_{place}", version) for place, (soname, version) in enumerate(libraries))
     calls = tuple(f"call_{place}" for place in range(len(libraries)))
