@@ -142,7 +142,8 @@ def _tags(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
         yield f"its wheel tag {'-'.join(candidate.tags)} does not suit the target ({_native(wanted.tags)})"
 
 
-def _suits(tags: Iterable[str], wanted: frozenset[str]) -> bool:
+@lru_cache(maxsize=1024)
+def _suits(tags: tuple[str, str, str], wanted: frozenset[str]) -> bool:
     return any("-".join(tag) in wanted for tag in itertools.product(*(part.split(".") for part in tags)))
 
 
@@ -219,10 +220,15 @@ def _glibc(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
 
 def _too_new(candidate: WheelManifest, wanted: Wanted) -> str:
     """The glibc that it needs, by its manifest or by the oldest of its manylinux tags, where the machine's is older."""
-    found = _MANYLINUX.findall(candidate.tags[2])
-    tagged = [f"{major}.{minor}" for major, minor in found if not _suits(candidate.tags, wanted.tags)]
-    needs = max(candidate.glibc, min(tagged, key=_release, default=""), key=_release)
+    tagged = "" if _suits(candidate.tags, wanted.tags) else _tagged_glibc(candidate.tags[2])
+    needs = max(candidate.glibc, tagged, key=_release)
     return needs if wanted.glibc and _release(needs) > _release(wanted.glibc) else ""
+
+
+@lru_cache(maxsize=1024)
+def _tagged_glibc(platform: str) -> str:
+    """`2.34` for `manylinux_2_34_x86_64`, the oldest of many; empty for another tag."""
+    return min((f"{major}.{minor}" for major, minor in _MANYLINUX.findall(platform)), key=_release, default="")
 
 
 def _source(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
