@@ -11,7 +11,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sagewheels import arch, bad, buildplan, describe, proc, source, stableabi, toolkit, ui, wheel, wheelhouse
+from sagewheels import (
+    arch,
+    bad,
+    buildplan,
+    describe,
+    manylinux,
+    proc,
+    source,
+    stableabi,
+    toolkit,
+    ui,
+    wheel,
+    wheelhouse,
+)
 from sagewheels.arch import Arch
 from sagewheels.bad import Marks
 from sagewheels.buildplan import Plan
@@ -64,7 +77,7 @@ def run(
     made = sorted(out.glob("*.whl"))
     if len(made) != 1:
         raise BuildFailed(f"the build ended without a wheel: {matters(log)}", f"See {log}")
-    found = wheel.inspect(made[0], plan.recipe.package)
+    found = wheel.inspect(manylinux.sealed(made[0], plan.target, tree.epoch), plan.recipe.package)
     _as_planned(plan, found)
     manifest = describe.describe(settings, plan, tree, key, found)
     kept_as = wheelhouse.keep(settings, found.path, manifest)

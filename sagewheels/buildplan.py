@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sagewheels import installer, toolkit, ui
+from sagewheels import installer, packing, toolkit, ui
 from sagewheels.arch import Arch
 from sagewheels.config import Settings
 from sagewheels.errors import SageError
@@ -127,6 +127,7 @@ def build_key(plan: Plan, commit: str, patches: Sequence[str]) -> str:
         "compiler": plan.toolkit.compiler,
         "glibc": plan.glibc,
         "tools": plan.tools,
+        "packing": packing.made_with(),
         "flags": asdict(plan.flags),
         "environment": dict(plan.recipe.environment),
         "shims": shims(plan.recipe),
