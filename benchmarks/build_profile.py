@@ -70,6 +70,11 @@ def phases(file: Path) -> list[str]:
     return [f"{sum(seconds[name] for name in names):.1f}" for names in _PHASES.values()]
 
 
+def _is_asked_for(name: str, units: list[str], extensions: set[str]) -> bool:
+    """By name, or because it belongs to an extension of the arch."""
+    return name in units if units else ("sm90" not in name or "_qattn_sm90" in extensions)
+
+
 def main(options: argparse.Namespace, work: Path) -> None:
     """A line of the table for each unit, kind of headers and part."""
     settings = config.load({**os.environ, "TORCH_CUDA_ARCH_LIST": options.arch})
@@ -91,7 +96,7 @@ def main(options: argparse.Namespace, work: Path) -> None:
     print("|", " | ".join(_COLUMNS), "|")
     print("|---" * len(_COLUMNS) + "|", flush=True)
     for unit in sorted([*tree.glob("csrc/*/*.cu"), *tree.glob("csrc/*/pybind*.cpp")]):
-        if options.unit and unit.name not in options.unit or "sm90" in unit.name and "_qattn_sm90" not in wanted:
+        if not _is_asked_for(unit.name, options.unit, wanted):
             continue
         for headers in options.headers:
             count = parts.get(unit.name, 1) if headers == "light" else 1
