@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -63,7 +63,7 @@ def phases(file: Path) -> list[str]:
     """Seconds of each phase; empty for a unit that nvcc did not compile."""
     if not file.exists():
         return [""] * len(_PHASES)
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     with file.open() as stream:
         for row in list(csv.reader(stream))[1:]:
             seconds[row[1].strip()] += float(row[-2]) / 1000
