@@ -149,6 +149,36 @@ def build(
         steps.do_build(job, force=force)
 
 
+_MATRIX = {
+    "python": "Pythons, such as 3.10,3.12; uv finds or downloads them",
+    "torch": "torch releases, such as 2.11,2.15 (the newest of each that TORCH_CHANNEL has) or 2.11.0",
+    "arch": "a wheel for each of 8.9,12.0, or one for both of '8.9;12.0' (TORCH_CUDA_ARCH_LIST)",
+    "json": "print the wheels to build, for the strategy.matrix of GitHub Actions, and nothing else",
+}
+
+
+@task(help={**_MATRIX, **_flags("store", "manifest", "dry_run")})
+def matrix(
+    c: Context,
+    python: str = "",
+    torch: str = "",
+    arch: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    json: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Wheels for many Pythons, torches and archs: what the store lacks is built and published; a coverage table.
+
+    Example: invoke matrix --python 3.10,3.12 --torch 2.11 --arch 8.9,12.0 --dry-run
+    """
+    from sagewheels import matrix as many
+
+    # What only plans takes no lock, which would say on stdout for whom it waits.
+    with run.job(c, arch=arch, store=store, manifest=manifest, dry_run=dry_run, locked=not json) as job:
+        many.matrix(job, python, torch, as_json=json)
+
+
 @task(aliases=["publish"], help=_flags("arch", "python", "store", "manifest", "wheel", "dry_run"))
 def upload(
     c: Context,
@@ -285,7 +315,7 @@ def lint(c: Context) -> None:
 
 
 namespace = Collection(
-    auto, install, stack, fetch, verify, build, upload, smoke, init_hf, list_, doctor, demo, clean, test, lint
+    auto, install, stack, fetch, verify, build, matrix, upload, smoke, init_hf, list_, doctor, demo, clean, test, lint
 )
 
 # Before anything runs, and however Invoke was started.

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from sagewheels import arch, bad, buildplan, describe, proc, source, stableabi, toolkit, ui, wheel, wheelhouse
+from sagewheels import (
+    arch,
+    bad,
+    buildplan,
+    describe,
+    manylinux,
+    proc,
+    source,
+    stableabi,
+    toolkit,
+    ui,
+    wheel,
+    wheelhouse,
+)
 from sagewheels.arch import Arch
 from sagewheels.bad import Marks
 from sagewheels.buildplan import Plan
+from sagewheels.compilers import Compilers, Counted, Tools
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed
 from sagewheels.manifest import WheelManifest
+from sagewheels.recipe import UnitRule
 from sagewheels.resources import probe_source
+from sagewheels.schedule import Appetite, Pool
 from sagewheels.source import Checkout
 
-_UNIT_DONE = re.compile(r"^\[\d+/\d+\] ", re.MULTILINE)
 _MATTERS = (
     re.compile(r"\bKilled\b|signal 9|out of memory|No space left"),
     re.compile(r"\b(?:fatal )?error\b *:|\berror #\d|^#error|undefined reference|cannot find -l|No such file"),
@@ -63,7 +77,7 @@ def run(
     made = sorted(out.glob("*.whl"))
     if len(made) != 1:
         raise BuildFailed(f"the build ended without a wheel: {matters(log)}", f"See {log}")
-    found = wheel.inspect(made[0], plan.recipe.package)
+    found = wheel.inspect(manylinux.sealed(made[0], plan.target, tree.epoch), plan.recipe.package)
     _as_planned(plan, found)
     manifest = describe.describe(settings, plan, tree, key, found)
     kept_as = wheelhouse.keep(settings, found.path, manifest)
@@ -86,8 +100,9 @@ def environment(settings: Settings, plan: Plan, tree: Checkout, key: str, out: P
         "SOURCE_DATE_EPOCH": str(tree.epoch),
         "TORCH_CUDA_ARCH_LIST": arch.join(plan.archs),
         "CUDAARCHS": settings.cudaarchs or ";".join(one.plain.number for one in plan.archs),
+        # All compile commands come at once and wait for their turn with us.
         "EXT_PARALLEL": str(plan.jobs.extensions),
-        "MAX_JOBS": str(plan.jobs.compilers),
+        "MAX_JOBS": str(plan.units),
         "CXX_APPEND_FLAGS": plan.flags.cxx,
         "NVCC_APPEND_FLAGS": plan.flags.nvcc,
         "LDFLAGS": plan.flags.link,
@@ -125,43 +140,74 @@ def _log_path(settings: Settings, plan: Plan) -> Path:
 
 def _compile(settings: Settings, plan: Plan, tree: Checkout, key: str, out: Path, log: Path) -> None:
     """Runs the source's own build to its end, showing what is done. Raises BuildFailed."""
-    env = environment(settings, plan, tree, key, out)
+    pool = Pool(plan.jobs.at_once, plan.jobs.memory)
+    known = plan.recipe.unit_rules
+    serving = Compilers(
+        _tools(settings, plan, tree),
+        out,
+        pool,
+        settings.objects,
+        appetite=lambda source: _appetite(plan, source),
+        parts=lambda source: known[source].parts if source in known else 1,
+    )
     argv: list[str | Path] = [plan.target.python, "-c", probe_source("build"), out.resolve(), str(os.getpid())]
-    at_once = f"EXT_PARALLEL={plan.jobs.extensions} MAX_JOBS={plan.jobs.compilers}"
-    ui.say("build", f"{plan.units} units for {arch.join(plan.archs)}, {at_once} ({plan.jobs.why}), log {log}")
-    with log.open("w", encoding="utf-8") as stream, ui.progress("build") as shown:
+    ui.say(
+        "build",
+        f"{plan.units} units for {arch.join(plan.archs)}, {plan.jobs.at_once} at once ({plan.jobs.why}), log {log}",
+    )
+    with log.open("w", encoding="utf-8") as stream, ui.progress("build") as shown, serving.serving() as stand_ins:
         print(json.dumps({"build_key": key, "label": buildplan.label(plan, key)}), file=stream, flush=True)
+        env = {**environment(settings, plan, tree, key, out), **stand_ins}
         with proc.stream(argv, log=stream, env=env, cwd=tree.folder) as process:
             while process.poll() is None:
-                done = len(_UNIT_DONE.findall(log.read_text(encoding="utf-8", errors="replace")))
-                shown.update(f"{min(done, plan.units)}/{plan.units} units, {_now(process.pid) or 'preparing'}")
+                shown.update(_standing(serving.counted(), plan.units))
                 proc.wait(process, 1.0)
+    counted = serving.counted()
+    if serving.problem:
+        raise serving.problem
     if process.returncode:
         what = f"the compile failed ({proc.ending(process.returncode)}): {matters(log)}"
         raise BuildFailed(what, f"The whole log is {log}; what was installed is untouched")
+    if counted.reused:
+        ui.say("build", f"{counted.reused} of {counted.done} objects were compiled before")
 
 
-def _now(session: int) -> str:
-    """What is compiling, shortly."""
-    names = list(_compiling(session))
+def _tools(settings: Settings, plan: Plan, tree: Checkout) -> Tools:
+    """What compiles, and the folders that another machine has elsewhere."""
+    torch = plan.target.torch
+    assert torch is not None
+    cxx = (settings.variable("CXX") or "c++").split()
+    roots = {
+        "src": tree.folder.resolve(),
+        "site": torch.folder.parent,
+        "cuda": plan.toolkit.home,
+        "python": plan.target.include,
+        "prefix": plan.target.prefix,
+    }
+    return Tools(
+        # By its link, so that the headers it finds by itself have names that are the same everywhere.
+        programs={"nvcc": ("cuda/bin/nvcc",), "cxx": tuple(cxx)},
+        identities={"nvcc": f"{plan.toolkit.build} with {plan.toolkit.compiler}", "cxx": plan.toolkit.compiler},
+        roots={**roots, "shims": plan.recipe.shims} if plan.recipe.shims else roots,
+        shims=buildplan.shims(plan.recipe),
+        environment={"read": plan.flags.environment, "nvcc": plan.flags.nvcc},
+    )
+
+
+def _appetite(plan: Plan, source: str) -> Appetite:
+    """What a unit takes, as the manifest has it; CUDA units go before others where it says nothing."""
+    rule = plan.recipe.unit_rules.get(source, UnitRule())
+    return Appetite(
+        seconds=rule.seconds or (30 if source.endswith(".cu") else 10),
+        memory=rule.memory or plan.recipe.memory_per_unit,
+    )
+
+
+def _standing(counted: Counted, expected: int) -> str:
+    """`3/15 units, fused.cu, pybind.cpp and 2 more`."""
+    names = counted.running
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return ", ".join(names[:2]) + more
-
-
-def _compiling(session: int) -> Iterator[str]:
-    """The files that compilers of this session work on now, each once."""
-    seen: set[str] = set()
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (path / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            words = (path / "cmdline").read_bytes().split(b"\0") if int(fields[3]) == session else []
-        except (OSError, IndexError, ValueError):
-            continue
-        for flag, word in itertools.pairwise(words):
-            name = Path(os.fsdecode(word)).name
-            if flag == b"-c" and name.endswith((".cu", ".cpp", ".cc")) and name not in seen:
-                seen.add(name)
-                yield name
+    return f"{counted.done}/{max(expected, counted.known)} units, {', '.join(names[:2]) or 'preparing'}{more}"
 
 
 def matters(log: Path) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sagewheels import installer, ui
+from sagewheels import installer, packing, ui
 from sagewheels.arch import Arch
 from sagewheels.config import Settings
 from sagewheels.errors import SageError
 from sagewheels.host import Host
 from sagewheels.recipe import ArchRule, Recipe
+from sagewheels.source import content_hash
 from sagewheels.target import Target
 from sagewheels.toolkit import Toolkit
 
@@ -35,10 +36,14 @@ _ALSO = (
 
 @dataclass(frozen=True, kw_only=True)
 class Jobs:
-    """Extensions built at once, and compilers at once in each of them: they multiply."""
+    """How many compilers run at once in all, and the bytes of memory that they share.
 
+    `extensions` is how many the source may begin with at once: their compilers wait for their turn all the same.
+    """
+
+    at_once: int
+    memory: int
     extensions: int
-    compilers: int
     why: str
 
 
@@ -81,16 +86,17 @@ class Plan:
 
 
 def jobs(settings: Settings, recipe: Recipe, archs: Sequence[Arch], host: Host) -> Jobs:
-    """How many compilers at once: as many as cores, and as memory holds; EXT_PARALLEL and MAX_JOBS win. Pure."""
+    """As many compilers as cores; EXT_PARALLEL and MAX_JOBS, which multiply, win. Pure."""
     names = recipe.extensions(archs)
-    units = sum(recipe.units[name] for name in names)
-    room = max(1, host.memory // recipe.memory_per_unit)
-    at_once = max(1, min(host.cores, room))
-    side = settings.ext_parallel or min(recipe.extensions_at_once or len(names), len(names), at_once)
-    # With a slot for every unit, no extension has to hold back for the others.
-    each = settings.max_jobs or (at_once if at_once >= units else max(1, at_once // side))
-    limit = "cores" if host.cores <= room else "memory"
-    return Jobs(extensions=side, compilers=each, why=f"{host.cores} cores, {ui.size(host.memory)} free, by {limit}")
+    extensions = min(settings.ext_parallel or recipe.extensions_at_once or len(names), len(names))
+    asked = settings.max_jobs and settings.max_jobs * (settings.ext_parallel or 1)
+    why = f"{ui.count(host.cores, 'core')}, {ui.size(host.memory)} free"
+    return Jobs(
+        at_once=asked or host.cores,
+        memory=host.memory,
+        extensions=extensions,
+        why=f"MAX_JOBS; {why}" if asked else why,
+    )
 
 
 def label(plan: Plan, key: str) -> str:
@@ -124,10 +130,21 @@ def build_key(plan: Plan, commit: str, patches: Sequence[str]) -> str:
         "compiler": plan.toolkit.compiler,
         "glibc": plan.glibc,
         "tools": plan.tools,
+        "packing": packing.made_with(),
         "flags": asdict(plan.flags),
         "environment": dict(plan.recipe.environment),
+        "shims": shims(plan.recipe),
+        "parts": {name: rule.parts for name, rule in plan.recipe.unit_rules.items()},
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def shims(recipe: Recipe) -> str:
+    """The content hash of the headers of ours, empty where there are none."""
+    if recipe.shims is None:
+        return ""
+    files = {str(path.relative_to(recipe.shims)): path.read_bytes() for path in recipe.shims.rglob("*.h")}
+    return content_hash(files)
 
 
 def flags(settings: Settings, recipe: Recipe, cuda: str) -> Flags:

@@ -69,6 +69,7 @@ class Settings:
     work_dir: Path = Path(".build-sageattention")
     wheelhouse_dir: Path = Path("wheelhouse")
     log_dir: Path = Path("logs")
+    object_cache_dir: str = ""
     ext_parallel: int | None = None
     max_jobs: int | None = None
     nvcc_append_flags: str = ""
@@ -79,6 +80,11 @@ class Settings:
     def manifest_of_version(self) -> str:
         """The build manifest of SAGE_VERSION, used where SAGE_MANIFEST names none: no other line chooses a package."""
         return f"sageattention-{self.sage_version}"
+
+    @property
+    def objects(self) -> Path:
+        """The object cache: OBJECT_CACHE_DIR, else a folder of WORK_DIR."""
+        return Path(self.object_cache_dir) if self.object_cache_dir else self.work_dir / "objects"
 
     def variable(self, name: str) -> str:
         """A variable that is not ours (CUDA_HOME, VIRTUAL_ENV, PATH ...), empty when it is not set."""
@@ -142,6 +148,8 @@ def _checked(known: Mapping[str, tuple[str, str]], cwd: Path) -> Iterator[tuple[
             continue
         if isinstance(default, bool):
             yield key.lower(), _boolean(key, text, where)
+        elif key == "OBJECT_CACHE_DIR":
+            yield key.lower(), str(cwd / _folder(key, text, where))
         elif isinstance(default, Path):
             yield key.lower(), cwd / _folder(key, text, where)
         elif default is None:

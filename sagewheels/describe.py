@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import sagewheels
-from sagewheels import arch, stack, wheel
+from sagewheels import arch, packing, stack, wheel
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.manifest import SCHEMA, WheelManifest, parse
@@ -63,6 +63,7 @@ def describe(settings: Settings, plan: Plan, tree: Checkout, key: str, found: wh
             "nvcc": plan.toolkit.build,
             "compiler": plan.toolkit.compiler,
             "tools": plan.tools,
+            "packing": packing.made_with(),
             "glibc": plan.glibc,
             "flags": asdict(plan.flags),
             "sagewheels": sagewheels.__version__,

@@ -49,7 +49,7 @@ def pip(
     else:
         yes = ["--yes"] if verb == "uninstall" else ["--quiet", "--disable-pip-version-check"]
         argv = [target.python, "-m", "pip", verb, *yes, *allowed, *arguments]
-    return proc.run(argv, env=_environment(settings), error=error)
+    return proc.run(argv, env=environment(settings), error=error)
 
 
 def install_wheel(settings: Settings, target: Target, wheel: Path, *, name: str) -> None:
@@ -84,10 +84,10 @@ def into_folder(
         argv: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", target.python, "--target", folder]
     else:
         argv = [target.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder]
-    proc.run([*argv, *requirements], env=_environment(settings), timeout=timeout, error=SageError)
+    proc.run([*argv, *requirements], env=environment(settings), timeout=timeout, error=SageError)
 
 
-def _environment(settings: Settings) -> Mapping[str, str]:
+def environment(settings: Settings) -> Mapping[str, str]:
     """The user's environment, less what would bend an install; a dead index is given up in good time."""
     kept = {key: value for key, value in settings.environ.items() if key not in _BENDING}
     return {"UV_HTTP_CONNECT_TIMEOUT": "10", "UV_HTTP_RETRIES": "1", "PIP_RETRIES": "1", **kept}

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -143,14 +143,25 @@ class Job:
         A wheel that the user `named` may have failed smoke: that is how it gets another try.
         """
         found, torch = self.target, self.target.torch
-        archs = {one.plain for one in self.archs} | (set(self.host.archs) if here else set())
+        return self.wanted_of(
+            found.tags,
+            torch=torch.public if torch else "",
+            cuda=torch.cuda if torch else "",
+            archs={one.plain for one in self.archs} | (set(self.host.archs) if here else set()),
+            named=named,
+        )
+
+    def wanted_of(
+        self, tags: Iterable[str], *, torch: str, cuda: str, archs: Iterable[Arch], named: bool = False
+    ) -> Wanted:
+        """The same for a target with these tags and this stack, whether or not it is there; no interpreter is asked."""
         by_people = [mark for one in (self.recipe, *self.also) for mark in one.known_bad]
         return Wanted(
             name=self.recipe.name,
             version=self._expected(self.recipe),
-            tags=frozenset(found.tags),
-            torch=torch.public if torch else "",
-            cuda=torch.cuda if torch else "",
+            tags=frozenset(tags),
+            torch=torch,
+            cuda=cuda,
             archs=tuple(sorted(archs)),
             glibc=self.host.glibc,
             source=self.source,

@@ -19,6 +19,8 @@ from sagewheels.manifest import WheelManifest
 Modules = Mapping[Arch, tuple[str, ...]]
 """The extension modules that a GPU of each arch needs."""
 
+_MANYLINUX = re.compile(r"\bmanylinux_([0-9]{1,6})_([0-9]{1,6})_")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
@@ -133,9 +135,22 @@ def _package(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
 
 
 def _tags(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
-    parts = [part.split(".") for part in candidate.tags]
-    if not any("-".join(tag) in wanted.tags for tag in itertools.product(*parts)):
+    if _suits(candidate.tags, wanted.tags):
+        return
+    # Where nothing but glibc speaks against the tag, that is the reason, and it is given once.
+    if not (_too_new(candidate, wanted) and _suits(_anywhere(candidate), wanted.tags)):
         yield f"its wheel tag {'-'.join(candidate.tags)} does not suit the target ({_native(wanted.tags)})"
+
+
+@lru_cache(maxsize=1024)
+def _suits(tags: tuple[str, str, str], wanted: frozenset[str]) -> bool:
+    return any("-".join(tag) in wanted for tag in itertools.product(*(part.split(".") for part in tags)))
+
+
+def _anywhere(candidate: WheelManifest) -> tuple[str, str, str]:
+    """Its tags, if it were for any glibc."""
+    python, abi, platform = candidate.tags
+    return python, abi, _MANYLINUX.sub("linux_", platform)
 
 
 @lru_cache(maxsize=16)
@@ -199,8 +214,21 @@ def _uncovered(have: Sequence[Arch], wanted: Sequence[Arch]) -> tuple[Arch, ...]
 
 
 def _glibc(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
-    if candidate.glibc and wanted.glibc and _release(candidate.glibc) > _release(wanted.glibc):
-        yield f"it needs glibc {candidate.glibc}, this machine has {wanted.glibc}"
+    if needs := _too_new(candidate, wanted):
+        yield f"it needs glibc {needs}, this machine has {wanted.glibc}"
+
+
+def _too_new(candidate: WheelManifest, wanted: Wanted) -> str:
+    """The glibc that it needs, by its manifest or by the oldest of its manylinux tags, where the machine's is older."""
+    tagged = "" if _suits(candidate.tags, wanted.tags) else _tagged_glibc(candidate.tags[2])
+    needs = max(candidate.glibc, tagged, key=_release)
+    return needs if wanted.glibc and _release(needs) > _release(wanted.glibc) else ""
+
+
+@lru_cache(maxsize=1024)
+def _tagged_glibc(platform: str) -> str:
+    """`2.34` for `manylinux_2_34_x86_64`, the oldest of many; empty for another tag."""
+    return min((f"{major}.{minor}" for major, minor in _MANYLINUX.findall(platform)), key=_release, default="")
 
 
 def _source(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:

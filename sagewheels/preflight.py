@@ -190,15 +190,16 @@ def _guarded(work: Callable[[], Finding]) -> Finding:
 
 
 def _trial(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target: Target, shims: Sequence[Path]) -> Trial:
-    """A trial that begins now."""
+    """A trial that begins now, with the manifest's own shims after those that are given."""
+    folders = [*shims, *([recipe.shims] if recipe.shims else [])]
     return Trial(
         settings=settings,
         target=target,
         recipe=recipe,
         rules=tuple(recipe.rules(archs)),
         until=time.monotonic() + _SECONDS,
-        nvcc_shims=[folder / "nvcc" for folder in shims],
-        cxx_shims=[folder / "cxx" for folder in shims],
+        nvcc_shims=[folder / "nvcc" for folder in folders],
+        cxx_shims=[folder / "cxx" for folder in folders],
     )
 
 

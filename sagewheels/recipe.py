@@ -65,12 +65,25 @@ class ArchRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnitRule:
+    """What is known of one translation unit: the parts that it is compiled in, and what the heaviest of them takes.
+
+    `seconds` of one core, `memory` in bytes; 0 where nobody measured it.
+    """
+
+    parts: int = 1
+    seconds: int = 0
+    memory: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One build manifest, checked; `smoke` is handed to the smoke probe as it is.
 
     `needs` is what the package imports besides torch and triton; `extensions_at_once` 0 means: as many as there are;
     `stable_torch` is the oldest torch of a source on the stable ABI, empty for one that needs the very torch it was
-    compiled with; `also` names other build manifests whose wheels will do as well.
+    compiled with; `also` names other build manifests whose wheels will do as well; `shims` is a folder of headers of
+    ours that compilers find before torch's; `unit_rules` are by the unit's file in the source.
     """
 
     file: Path
@@ -92,6 +105,8 @@ class Recipe:
     headers: tuple[str, ...]
     min_torch: str
     units: Mapping[str, int]
+    unit_rules: Mapping[str, UnitRule]
+    shims: Path | None
     archs: Mapping[Arch, ArchRule]
     patches: tuple[Patch, ...]
     smoke: Mapping[str, Any] = field(repr=False)
@@ -207,6 +222,8 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         headers=build.texts("headers", ()),
         min_torch=build.release("min_torch", ""),
         units=units,
+        unit_rules=_unit_rules(top.table("unit")),
+        shims=_shims(build, path),
         archs=dict(sorted(_rule(name, item, units) for name, item in top.table("arch").tables())),
         patches=tuple(_patch(file, path, top.text("patches_dir", path.stem)) for file in top.texts("patches", ())),
         smoke=smoketable.check(smoke),
@@ -221,6 +238,28 @@ def _units(table: Table) -> int:
     count = table.whole("units")
     table.nothing_left()
     return count
+
+
+def _unit_rules(table: Table) -> dict[str, UnitRule]:
+    return {name: _unit_rule(item) for name, item in table.tables()} if table.data else {}
+
+
+def _unit_rule(table: Table) -> UnitRule:
+    rule = UnitRule(
+        parts=table.whole("parts", 1),
+        seconds=table.whole("seconds") if "seconds" in table.data else 0,
+        memory=table.whole("memory_mb") * 1_000_000 if "memory_mb" in table.data else 0,
+    )
+    table.nothing_left()
+    return rule
+
+
+def _shims(table: Table, manifest: Path) -> Path | None:
+    name = table.text("shims", "")
+    folder = manifest.parent.parent / "shims" / name
+    if name and not folder.is_dir():
+        raise UsageError(f"{table.where('shims')} names {name}, but there is no folder {folder}")
+    return folder if name else None
 
 
 def _source(table: Table) -> Source:

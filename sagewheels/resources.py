@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = _PACKAGE / "resources"
 
 ROOT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
-"""Folder that holds `tasks.py`, `manifests/`, `patches/` and `demo/`."""
+"""Folder that holds `tasks.py`, `manifests/`, `patches/`, `shims/` and `demo/`."""
 
 
 def probe_source(name: str) -> str:

@@ -161,6 +161,16 @@ def variant(need: Need, settings: Settings) -> tuple[str, str]:
     return (made_for or fits[:1])[-1], f"not {asked}: the driver runs CUDA up to {need.driver_cuda}"
 
 
+def cuda_expected(torch: str, need: Need, settings: Settings) -> str:
+    """The CUDA, at least its major, that a torch of this release will come with; empty where nobody can say. Pure."""
+    if settings.torch_index_url:
+        named = re.search(r"/(cu\d{3})/?$", settings.torch_index_url)
+        return _dotted(named[1]) if named else ""
+    if settings.torch_channel == "pypi":
+        return "13" if SpecifierSet(">=2.11.dev0").contains(torch, prereleases=True) else "12"
+    return _dotted(variant(need, settings)[0])
+
+
 def attempts(found: Target, need: Need, settings: Settings, proven: Sequence[WheelManifest] = ()) -> Iterator[Attempt]:
     """The ways to a good stack, best first: pins, the stack of a proven wheel, the channel and its fallbacks."""
     wrong = faults(found, need, settings)

@@ -137,7 +137,7 @@ def do_build(job: Job, *, force: bool = False) -> Made | None:
         source = job.recipe.source
         origin = source.path or job.settings.sage_source_repo or source.repo
         what = f"{job.recipe.file.stem} for {archs}: {ui.count(units, 'unit')}"
-        how = f"EXT_PARALLEL={plan.extensions} MAX_JOBS={plan.compilers} ({plan.why})"
+        how = f"{plan.at_once} at once ({plan.why})"
         after = "after a preflight, which doctor does now"
         ui.say("build", f"would compile {what}, {how}, {len(job.recipe.patches)} patches on {origin}, {after}")
         return None

@@ -134,7 +134,7 @@ def _target(facts: dict[str, Any], version: tuple[int, int]) -> Target:
         torch=_torch(torch) if torch else None,
         versions={name: item["version"] for name, item in found.items()},
         dist_info={name: Path(item["path"]) for name, item in found.items()},
-        tags=_tags(version, free_threaded=facts["free_threaded"]),
+        tags=tags_of(version, free_threaded=facts["free_threaded"]),
     )
 
 
@@ -145,7 +145,7 @@ def _torch(facts: dict[str, str]) -> Torch | None:
     return Torch(folder=Path(facts["folder"]), version=facts["version"], cuda=facts["cuda"])
 
 
-def _tags(version: tuple[int, int], *, free_threaded: bool) -> tuple[str, ...]:
+def tags_of(version: tuple[int, int], *, free_threaded: bool) -> tuple[str, ...]:
     """Wheel tags in order of preference: the same machine and libc as ours, the target's Python and ABI."""
     native = f"cp{version[0]}{version[1]}"
     abis = [native + "t"] if free_threaded else [native]

@@ -232,7 +232,10 @@ def test_ptx_alone_in_the_binaries_does_not_count() -> None:
         ("cp312-cp312-linux_x86_64", (3, 12), "cp312", True),
         ("cp312-cp312-manylinux_2_28_x86_64", (3, 12), "cp312", True),
         ("cp312-cp312-manylinux_2_17_x86_64.manylinux2014_x86_64", (3, 12), "cp312", True),
-        ("cp312-cp312-manylinux_2_40_x86_64", (3, 12), "cp312", False),
+        ("cp312-cp312-linux_x86_64.manylinux_2_40_x86_64", (3, 12), "cp312", True),
+        ("cp310-abi3-manylinux_2_28_x86_64", (3, 12), "cp312", True),
+        ("cp313-abi3-manylinux_2_34_x86_64", (3, 12), "cp312", False),
+        ("cp312-cp312-manylinux_2_34_aarch64", (3, 12), "cp312", False),
         ("cp310-abi3-linux_x86_64", (3, 12), "cp312", True),
         ("cp39-abi3-linux_x86_64", (3, 13), "cp313", True),
         ("cp313-abi3-linux_x86_64", (3, 12), "cp312", False),
@@ -253,6 +256,30 @@ def test_the_wheel_tag_suits_the_target(tag: str, version: tuple[int, int], abi:
     found = reasons(wheel(file=f"sageattention-2.2.0-{tag}.whl"), tags=python(version, abi))
     native = f"cp{version[0]}{version[1]}-{abi}-linux_x86_64"
     assert found == (() if fits else (f"its wheel tag {tag} does not suit the target ({native})",))
+
+
+@pytest.mark.parametrize(
+    ("tag", "symbols", "needs"),
+    [
+        ("cp312-cp312-manylinux_2_40_x86_64", "2.40", "2.40"),
+        ("cp312-cp312-manylinux_2_40_x86_64", "2.38", "2.40"),
+        ("cp312-cp312-manylinux_2_40_x86_64", "2.43", "2.43"),
+        ("cp312-cp312-manylinux_2_41_x86_64.manylinux_2_40_x86_64", None, "2.40"),
+        ("cp310-abi3-manylinux_2_41_x86_64", None, "2.41"),
+    ],
+)
+def test_a_manylinux_that_is_too_new_is_a_matter_of_glibc_and_said_once(
+    tag: str, symbols: str | None, needs: str
+) -> None:
+    """Symbols of libstdc++ count in the tag, and not in the manifest's glibc."""
+    found = reasons(wheel(file=f"sageattention-2.2.0-{tag}.whl", glibc=symbols))
+    assert found == (f"it needs glibc {needs}, this machine has 2.39",)
+
+
+def test_a_manylinux_where_the_machines_glibc_is_not_known_keeps_the_words_of_a_tag() -> None:
+    tag = "cp312-cp312-manylinux_2_40_x86_64"
+    found = reasons(wheel(file=f"sageattention-2.2.0-{tag}.whl", glibc=None), glibc="")
+    assert found == (f"its wheel tag {tag} does not suit the target (cp312-cp312-linux_x86_64)",)
 
 
 @pytest.mark.parametrize(

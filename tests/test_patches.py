@@ -232,6 +232,8 @@ DEFECTS = {
     "scales read from behind their tensor": "0013-end-the-causal-loop-at-the-last-key.patch",
 }
 """What is wrong with SageAttention 2.2.0, and what mends it. Defect 7, how archs are spelled, is mended elsewhere."""
+PARTS = "0014-compile-one-unit-in-parts.patch"
+"""What mends nothing: it lets the largest unit be compiled on four cores."""
 CORE = "sageattention/core.py"
 
 
@@ -245,9 +247,21 @@ def hunks(patch: Patch, file: str) -> list[str]:
 def test_every_defect_has_its_patch() -> None:
     """Dropping one, from the folder or from the manifest, is no oversight that passes."""
     files = sorted(path.name for path in (ROOT / "patches" / "sageattention-2.2.0").iterdir())
-    assert [patch.file for patch in SAGE] == files == sorted(DEFECTS.values())
+    assert [patch.file for patch in SAGE] == files == sorted([*DEFECTS.values(), PARTS])
     assert len(set(DEFECTS.values())) == len(DEFECTS)
     assert [int(text.partition(":")[0]) for text in DEFECTS if text[0].isdigit()] == [*range(1, 7), *range(8, 13)]
+
+
+def test_each_function_is_in_one_part() -> None:
+    """However many parts; without the macros, all functions are in the one that there is."""
+    patch = named("in-parts")
+    (file,) = [file for file, _, _ in source.anchors(patch)]
+    lines = [line for place in hunks(patch, file) for line in place.splitlines()]
+    guards = [line.removeprefix("#if ") for line in lines if line.startswith("#if ")]
+    assert lines.count("#endif") == len(guards) + 1  # and one of #ifndef
+    assert [int(guard.split()[0]) for guard in guards] == [0, 1, 2, 3]
+    assert {guard.partition(" ")[2] for guard in guards} == {"% SAGE_PARTS == SAGE_PART"}
+    assert lines[lines.index("#ifndef SAGE_PARTS") :][1:4] == ["#define SAGE_PARTS 1", "#define SAGE_PART 0", "#endif"]
 
 
 @pytest.mark.parametrize("given", [None, ["-lcuda"]])

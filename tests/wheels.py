@@ -76,7 +76,7 @@ def compiler() -> str:
 @functools.cache
 def library(soname: str, symbol: str, version: str = "") -> Path:
     """A shared library of this soname with one function, under a symbol version if one is given."""
-    folder = workshop() / f"lib-{soname}-{version or 'plain'}"
+    folder = workshop() / f"lib-{soname}-{version or 'plain'}-{symbol}"
     folder.mkdir()
     (folder / "lib.c").write_text(f"void {symbol}(void) {{}}\n")
     (folder / "lib.map").write_text(f"{version} {{ global: {symbol}; }};\n")

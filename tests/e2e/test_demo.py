@@ -19,7 +19,7 @@ from sagewheels.resources import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.index]
 
-WHEEL = re.compile(r"sagedemo-0\.1\.0\+cu\d+torch[\d.]+sm[\dsm]+\.k[0-9a-f]{8}-cp\d+-cp\d+t?-linux_\w+\.whl")
+WHEEL = re.compile(r"sagedemo-0\.1\.0\+cu\d+torch[\d.]+sm[\dsm]+\.k[0-9a-f]{8}-cp\d+-cp\d+t?-manylinux_2_\d+_\w+\.whl")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,272 @@
+"""Answers the compilers of one build: each command is found in the object cache, or runs when its turn comes.
+
+The source's own build calls a launcher in the place of nvcc and of the host compiler. The launcher runs what it is
+told here, so that every compile belongs to the session of the build, and ends with it.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import shlex
+import socketserver
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sagewheels import launcher, proc, ui, units
+from sagewheels.errors import BuildFailed
+from sagewheels.objects import Objects
+from sagewheels.schedule import Appetite, Closed, Pool
+from sagewheels.units import Unit
+
+_NO_MEMORY = ("Killed", "signal 9", "out of memory", "Cannot allocate memory", "bad_alloc")
+_POLL = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What really compiles, by compiler (`nvcc`, `cxx`): the words of its command, who it is, and our headers' folder.
+
+    `roots` are the folders that differ from machine to machine, by name; `shims` is the content hash of our headers;
+    `environment` is what compilers read by themselves.
+    """
+
+    programs: Mapping[str, tuple[str, ...]]
+    identities: Mapping[str, str]
+    roots: Mapping[str, Path]
+    shims: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """How far a build is: parts that are done and known, those taken from the cache, and what compiles now."""
+
+    done: int
+    known: int
+    reused: int
+    running: tuple[str, ...]
+
+
+class Compilers:
+    """One build's compilers. `appetite` and `parts` answer for a source as its repository names it."""
+
+    def __init__(
+        self,
+        tools: Tools,
+        folder: Path,
+        pool: Pool,
+        cache: Path,
+        *,
+        appetite: Callable[[str], Appetite],
+        parts: Callable[[str], int],
+    ) -> None:
+        self._tools, self._folder, self._pool = tools, folder, pool
+        self._appetite, self._parts = appetite, parts
+        self._objects = Objects(cache, lambda name: units.absolute(name, tools.roots))
+        self._links, self._made = folder / "links", folder / "links" / "made"
+        self._lock = threading.Lock()
+        self._done = self._known = self._reused = 0
+        self._is_failed = threading.Event()
+        self.problem: BaseException | None = None
+        """What went wrong here, and not in a compiler."""
+
+    @contextmanager
+    def serving(self) -> Iterator[dict[str, str]]:
+        """Answers while the block runs; gives the variables that make PyTorch's build call us."""
+        self._made.mkdir(parents=True)
+        for name, place in self._tools.roots.items():
+            (self._links / name).symlink_to(place)
+        # A socket's address holds about 100 characters, and WORK_DIR may be deep.
+        with tempfile.TemporaryDirectory(prefix="sagewheels-") as short:
+            address = Path(short) / "socket"
+            if len(str(address)) > 100:
+                raise BuildFailed(f"TMPDIR {Path(short).parent} is too long a name", "Set TMPDIR to a short one")
+            with _Server(str(address), self._answer) as server:
+                thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+                thread.start()
+                try:
+                    yield {
+                        "PYTORCH_NVCC": str(self._stand_in("nvcc", "nvcc", address)),
+                        # torch's build asks by its name what kind of compiler it is.
+                        "CXX": str(self._stand_in("cxx", Path(self._tools.programs["cxx"][-1]).name, address)),
+                    }
+                finally:
+                    self._pool.close()
+                    self._is_failed.set()
+                    server.shutdown()
+
+    def counted(self) -> Counted:
+        """How far the build is."""
+        return Counted(done=self._done, known=self._known, reused=self._reused, running=tuple(self._pool.running()))
+
+    def _stand_in(self, compiler: str, name: str, address: Path) -> Path:
+        """A program that runs the launcher: the shell is the one interpreter whose path fits into a first line."""
+        path = self._folder / "bin" / compiler / name
+        path.parent.mkdir(parents=True)
+        words = shlex.join([sys.executable, "-I", "-S", launcher.__file__, str(address), compiler])
+        path.write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")
+        path.chmod(0o700)
+        return path
+
+    def _answer(self, request: Mapping[str, Any], tell: Callable[..., None], results: Iterator[dict[str, Any]]) -> None:
+        """Answers one launcher to its end."""
+        compiler, argv = str(request["compiler"]), [str(word) for word in request["argv"]]
+        unit = units.read(compiler, argv, Path(request["cwd"]), self._tools.roots)
+        if unit is None:
+            tell(become=[*self._tools.programs[compiler], *argv])
+            return
+        try:
+            code, text = self._make(unit, tell, results)
+        except Closed:
+            code, text = 1, ""
+        except Exception as error:  # a full disk, a bug: the compiler that waits must hear of it, and so must we
+            self.problem = self.problem or error
+            code, text = 1, f"{type(error).__name__}: {error}\n"
+        if code:
+            # Nothing more is started, and what runs is not waited for: the build ends with its session.
+            self._is_failed.set()
+            self._pool.close()
+        tell(exit=min(abs(code), 255), text=text)
+
+    def _make(self, unit: Unit, tell: Callable[..., None], results: Iterator[dict[str, Any]]) -> tuple[int, str]:
+        """The object of a unit is where the build wants it; exit code and output of the compiler."""
+        pieces = units.parts(unit, self._parts(unit.source.partition("/")[2]))
+        places = [self._place() for _ in pieces]
+        inbox = _Inbox(results, self._is_failed)
+        with ThreadPoolExecutor(len(pieces)) as threads:
+            done = list(threads.map(lambda piece, place: self._compile(piece, place, tell, inbox), pieces, places))
+        failed = [(code, text) for code, text in done if code]
+        if failed:
+            return failed[0]
+        unit.output.parent.mkdir(parents=True, exist_ok=True)
+        if len(places) == 1:
+            places[0].replace(unit.output)
+        else:
+            argv: list[str | Path] = ["ld", "-r", "-o", unit.output, *places]
+            proc.run(argv, env=None, error=BuildFailed)
+        if unit.dependencies:  # each build begins with a fresh checkout, so that ninja has no use for more
+            unit.dependencies.write_text(f"{unit.output}:\n", encoding="utf-8")
+        return 0, "".join(text for _, text in done)
+
+    def _place(self) -> Path:
+        with self._lock:
+            self._known += 1
+            return self._made / f"{self._known}.o"
+
+    def _compile(self, unit: Unit, place: Path, tell: Callable[..., None], inbox: _Inbox) -> tuple[int, str]:
+        """One part: from the cache, else compiled; once more alone where memory was short."""
+        tools = self._tools
+        key = units.key(unit, tools.identities[unit.compiler], tools.shims, tools.environment)
+        if self._objects.find(key, place):
+            self._count(reused=True)
+            return 0, ""
+        result = self._run(unit, place, tell, inbox)
+        if result["code"] and _lacked_memory(result):
+            ui.say("build", f"{unit.name} was killed for want of memory: once more, alone")
+            result = self._run(unit, place, tell, inbox, alone=True)
+        elif result["code"] and tools.shims:
+            ui.say("build", f"{unit.name} does not compile with our light headers: once more, with torch's own")
+            result = self._run(unit, place, tell, inbox, light=False)
+        if not result["code"]:
+            names = units.dependencies(place.with_name(f"{place.name}.d").read_text(encoding="utf-8"))
+            self._objects.keep(
+                key, unit.name, place, names, seconds=float(result["seconds"]), memory=int(result["memory"])
+            )
+            self._count()
+        return int(result["code"]), str(result["text"])
+
+    def _run(
+        self,
+        unit: Unit,
+        place: Path,
+        tell: Callable[..., None],
+        inbox: _Inbox,
+        *,
+        alone: bool = False,
+        light: bool = True,
+    ) -> dict[str, Any]:
+        """How a compile ended, which the launcher ran when its turn came; `light`: with our headers before torch's."""
+        shims = f"shims/{unit.compiler}" if self._tools.shims and light else ""
+        argv = units.command(unit, self._tools.programs[unit.compiler], f"made/{place.name}", shims=shims)
+        appetite = self._appetite(unit.source.partition("/")[2])
+        with self._pool.turn(unit.name, appetite, alone=alone):
+            tell(id=place.name, run=argv, cwd=str(self._links))
+            return inbox.wait(place.name)
+
+    def _count(self, *, reused: bool = False) -> None:
+        with self._lock:
+            self._done += 1
+            self._reused += reused
+
+
+def _lacked_memory(result: Mapping[str, Any]) -> bool:
+    """Whether the kernel's or the compiler's word is that memory was short."""
+    return result["code"] in (-9, 137) or any(word in result["text"] for word in _NO_MEMORY)
+
+
+class _Inbox:
+    """The results of one launcher's compiles, by their id. Raises Closed when the build has failed elsewhere."""
+
+    def __init__(self, results: Iterator[dict[str, Any]], is_failed: threading.Event) -> None:
+        self._boxes: dict[str, queue.Queue[dict[str, Any]]] = {}
+        self._lock, self._is_failed = threading.Lock(), is_failed
+        threading.Thread(target=self._sort, args=(results,), daemon=True).start()
+
+    def _sort(self, results: Iterator[dict[str, Any]]) -> None:
+        for result in results:
+            self._box(str(result["id"])).put(result)
+
+    def _box(self, name: str) -> queue.Queue[dict[str, Any]]:
+        with self._lock:
+            return self._boxes.setdefault(name, queue.Queue())
+
+    def wait(self, name: str) -> dict[str, Any]:
+        """The result of that compile."""
+        while not self._is_failed.is_set():
+            try:
+                return self._box(name).get(timeout=_POLL)
+            except queue.Empty:
+                continue
+        raise Closed
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    """Hands each launcher's first line to `answer`, with a way to tell it something and to hear its results."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, address: str, answer: Callable[..., None]) -> None:
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                lock = threading.Lock()
+
+                def tell(**words: Any) -> None:
+                    with lock:
+                        try:
+                            self.wfile.write(json.dumps(words).encode() + b"\n")
+                        except OSError:  # the launcher was ended with its build
+                            pass
+
+                lines = _lines(self.rfile)
+                first = next(lines, None)
+                if first is not None:
+                    answer(first, tell, lines)
+
+        super().__init__(address, Handler)
+
+
+def _lines(stream: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """What a launcher says, until it ends or is ended."""
+    try:
+        yield from map(json.loads, stream)
+    except (OSError, ValueError):
+        return
