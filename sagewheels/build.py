@@ -37,6 +37,7 @@ from sagewheels.resources import probe_source
 from sagewheels.schedule import Appetite, Pool
 from sagewheels.source import Checkout
 
+Made = tuple[Path, WheelManifest]
 _MATTERS = (
     re.compile(r"\bKilled\b|signal 9|out of memory|No space left"),
     re.compile(r"\b(?:fatal )?error\b *:|\berror #\d|^#error|undefined reference|cannot find -l|No such file"),
@@ -52,7 +53,7 @@ def run(
     force: bool = False,
     known_bad: Marks | None = None,
     archs: Sequence[Arch] = (),
-) -> tuple[Path, WheelManifest]:
+) -> Made:
     """A wheel in the wheelhouse with its manifest; the one that is there already when the build key is the same.
 
     `archs` are those that it will run on, where they are not the ones that it is compiled for.
@@ -65,8 +66,7 @@ def run(
     if not force and (mark := bad.of_build(key, archs or plan.archs, known_bad or {})):
         what = f"what would be compiled, build key {key[:8]}, is {mark.words}"
         raise BuildFailed(what, "Change torch or patches; build --force and auto --rebuild compile it anyway")
-    if not force and (kept := wheelhouse.of_build_key(settings, key)):
-        ui.say("build", f"{kept[0].name} is in the wheelhouse already, with the same build key {key[:8]}")
+    if not force and (kept := _kept(settings, key)):
         return kept
     started = time.monotonic()
     out = settings.work_dir / "out" / key[:16]
@@ -83,6 +83,23 @@ def run(
     kept_as = wheelhouse.keep(settings, found.path, manifest)
     ui.say("build", f"{kept_as.name}, {ui.size(found.size)}, in {ui.duration(time.monotonic() - started)}")
     return kept_as, manifest
+
+
+def made_before(settings: Settings, plan: Plan, archs: Sequence[Arch], known_bad: Marks) -> Made | None:
+    """The wheel of the wheelhouse with the build key that this plan will have, if that is known without a checkout.
+
+    None for one that is known to be bad: `run` says so.
+    """
+    commit = source.known(settings, plan.recipe)
+    key = buildplan.build_key(plan, commit, [patch.sha256 for patch in plan.recipe.patches])
+    return None if not commit or bad.of_build(key, archs, known_bad) else _kept(settings, key)
+
+
+def _kept(settings: Settings, key: str) -> Made | None:
+    kept = wheelhouse.of_build_key(settings, key)
+    if kept:
+        ui.say("build", f"{kept[0].name} is in the wheelhouse already, with the same build key {key[:8]}")
+    return kept
 
 
 def environment(settings: Settings, plan: Plan, tree: Checkout, key: str, out: Path) -> dict[str, str]:

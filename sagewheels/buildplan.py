@@ -182,6 +182,11 @@ def tools_folder(settings: Settings, target: Target, recipe: Recipe) -> Path:
     return settings.work_dir / "buildtools" / f"{target.python_tag}-{digest}"
 
 
+def has_tools(settings: Settings, target: Target, recipe: Recipe) -> bool:
+    """Whether the build tools are in their folder, so that a build key can be told at once."""
+    return (tools_folder(settings, target, recipe) / "complete").exists()
+
+
 def tools(settings: Settings, target: Target, recipe: Recipe) -> str:
     """Puts setuptools and ninja into a folder of their own and returns their versions.
 
@@ -189,7 +194,7 @@ def tools(settings: Settings, target: Target, recipe: Recipe) -> str:
     """
     folder = tools_folder(settings, target, recipe)
     done = folder / "complete"
-    if done.exists():
+    if has_tools(settings, target, recipe):
         return done.read_text(encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     try:

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from sagewheels import proc, ui
@@ -20,6 +21,7 @@ _OTHER_REPOSITORY = frozenset(
     "GIT_NAMESPACE GIT_PREFIX".split()
 )
 _NO_SUCH_REF = 2
+_NOT_SOURCE = ("build", "*.egg-info", "__pycache__", "*.so")
 _ANCHOR = re.compile(
     r"^diff --git a/(?P<file>\S+) b/\S+\nindex (?P<old>[0-9a-f]{7,40})\.\.(?P<new>[0-9a-f]{7,40})", re.M
 )
@@ -60,6 +62,14 @@ def checkout(settings: Settings, recipe: Recipe, folder: Path) -> Checkout:
     epoch = int(_git(settings, folder, "show", "-s", "--format=%ct", commit).strip())
     applied = tuple(patch for patch in recipe.patches if apply(settings, folder, patch, pinned=pinned))
     return Checkout(folder=folder, repo=public_name(repo), ref=ref, commit=commit, epoch=epoch, patches=applied)
+
+
+def known(settings: Settings, recipe: Recipe) -> str:
+    """The commit that a checkout will have, where that is known without one; else empty."""
+    if recipe.source.path:
+        return _content(ROOT / recipe.source.path)
+    asked = settings.sage_source_ref or recipe.source.ref
+    return recipe.source.commit if asked in (recipe.source.ref, recipe.source.commit) else ""
 
 
 def answers(settings: Settings, recipe: Recipe, seconds: float) -> str:
@@ -191,16 +201,22 @@ def _copy(recipe: Recipe, folder: Path) -> Checkout:
     origin = ROOT / recipe.source.path
     if not origin.is_dir():
         raise UsageError(f"{recipe.file}: source.path {recipe.source.path} is not a folder")
-    shutil.copytree(origin, folder, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__", "*.so"))
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    shutil.copytree(origin, folder, ignore=shutil.ignore_patterns(*_NOT_SOURCE))
     return Checkout(
         folder=folder,
         repo=f"local:{recipe.source.path}",
         ref="",
-        commit=f"sha256:{content_hash(files)}",
+        commit=_content(folder),
         epoch=315532800,  # 1980-01-01, the first date that a zip archive can hold
         patches=(),
     )
+
+
+def _content(folder: Path) -> str:
+    """The identity of a folder: what it holds, less what building in it leaves there."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    source = [name for name in names if not any(fnmatch(part, bad) for part in name.parts for bad in _NOT_SOURCE)]
+    return f"sha256:{content_hash({str(name): (folder / name).read_bytes() for name in source})}"
 
 
 def content_hash(files: Mapping[str, bytes]) -> str:

@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from sagewheels import build as compiling
-from sagewheels import buildplan, full, installed, marking, preflight, smoke, stack, ui, verify, wheel, wheelhouse
+from sagewheels import (
+    buildplan,
+    full,
+    installed,
+    marking,
+    preflight,
+    smoke,
+    stack,
+    toolkit,
+    ui,
+    verify,
+    wheel,
+    wheelhouse,
+)
 from sagewheels import fetch as fetching
 from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, UsageError
 from sagewheels.job import Job
@@ -141,10 +154,15 @@ def do_build(job: Job, *, force: bool = False) -> Made | None:
         after = "after a preflight, which doctor does now"
         ui.say("build", f"would compile {what}, {how}, {len(job.recipe.patches)} patches on {origin}, {after}")
         return None
+    wanted = job.wanted()
+    if not force and buildplan.has_tools(job.settings, job.target, job.recipe):
+        for kit in toolkit.candidates(job.settings, job.target):
+            plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host, kit)
+            if made := compiling.made_before(job.settings, plan_, wanted.archs, wanted.known_bad):
+                return made
     kit = preflight.check(job.settings, job.recipe, job.archs, job.target, job.host)
     plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host, kit)
     ui.say("build", f"nvcc {plan_.toolkit.build} from {plan_.toolkit.origin}, {plan_.toolkit.compiler}")
-    wanted = job.wanted()
     return compiling.run(job.settings, plan_, force=force, known_bad=wanted.known_bad, archs=wanted.archs)
 
 
