@@ -208,7 +208,13 @@ def _tools(settings: Settings, plan: Plan, tree: Checkout) -> Tools:
         roots={**roots, "shims": plan.recipe.shims} if plan.recipe.shims else roots,
         shims=buildplan.shims(plan.recipe),
         environment={"read": plan.flags.environment, "nvcc": plan.flags.nvcc},
+        threads=_threads(plan),
     )
+
+
+def _threads(plan: Plan) -> int:
+    """Archs that nvcc may work on at once in each unit: more than one where there are more cores than units."""
+    return max(1, min(len(plan.archs), plan.jobs.at_once // plan.units))
 
 
 def _appetite(plan: Plan, source: str) -> Appetite:
@@ -216,7 +222,7 @@ def _appetite(plan: Plan, source: str) -> Appetite:
     rule = plan.recipe.unit_rules.get(source, UnitRule())
     return Appetite(
         seconds=rule.seconds or (30 if source.endswith(".cu") else 10),
-        memory=rule.memory or plan.recipe.memory_per_unit,
+        memory=(rule.memory or plan.recipe.memory_per_unit) * _threads(plan),
     )
 
 
