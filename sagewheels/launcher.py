@@ -30,9 +30,11 @@ def main(address: str, compiler: str, argv: list[str]) -> int:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         stream, lock = connection.makefile("rw", encoding="utf-8"), threading.Lock()
+        running: set[object] = set()
 
         def tell(**words: object) -> None:
             with lock:
+                running.discard(words.get("id"))  # before the answer, which may be the last order, can come
                 stream.write(json.dumps(words) + "\n")
                 stream.flush()
 
@@ -42,11 +44,13 @@ def main(address: str, compiler: str, argv: list[str]) -> int:
             if "exit" in order:
                 sys.stdout.write(order["text"])
                 sys.stdout.flush()
-                if threading.active_count() == 1:
+                if not running:
                     return int(order["exit"])
                 break  # compilers of a build that has failed elsewhere
             if "become" in order:
                 os.execvp(order["become"][0], order["become"])
+            with lock:
+                running.add(order["id"])
             threading.Thread(target=run, args=(order, tell), daemon=True).start()
     os.killpg(0, signal.SIGKILL)
     return 1
