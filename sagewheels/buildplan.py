@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sagewheels import installer, packing, toolkit, ui
+from sagewheels import installer, packing, remotecache, toolkit, ui
 from sagewheels.arch import Arch
 from sagewheels.config import Settings
 from sagewheels.errors import SageError
@@ -70,6 +70,8 @@ class Plan:
     tools: str
     glibc: str
     flags: Flags
+    launcher: str = ""
+    """ccache or sccache, put before compilers; it decides nothing."""
 
     @property
     def extensions(self) -> tuple[str, ...]:
@@ -171,6 +173,7 @@ def prepare(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target:
         tools=_tools(settings, target, recipe),
         glibc=host.glibc,
         flags=_flags(settings, recipe, kit.version),
+        launcher=remotecache.choose(settings),
     )
 
 

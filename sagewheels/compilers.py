@@ -35,7 +35,7 @@ class Tools:
     """What really compiles, by compiler (`nvcc`, `cxx`): the words of its command, who it is, and our headers' folder.
 
     `roots` are the folders that differ from machine to machine, by name; `shims` is the content hash of our headers;
-    `environment` is what compilers read by themselves.
+    `environment` is what compilers read by themselves; `launchers` is what goes before the command of a unit.
     """
 
     programs: Mapping[str, tuple[str, ...]]
@@ -43,6 +43,7 @@ class Tools:
     roots: Mapping[str, Path]
     shims: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    launchers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,8 @@ class Compilers:
     ) -> dict[str, Any]:
         """How a compile ended, which the launcher ran when its turn came; `light`: with our headers before torch's."""
         shims = f"shims/{unit.compiler}" if self._tools.shims and light else ""
-        argv = units.command(unit, self._tools.programs[unit.compiler], f"made/{place.name}", shims=shims)
+        program = (*self._tools.launchers.get(unit.compiler, ()), *self._tools.programs[unit.compiler])
+        argv = units.command(unit, program, f"made/{place.name}", shims=shims)
         appetite = self._appetite(unit.source.partition("/")[2])
         with self._pool.turn(unit.name, appetite, alone=alone):
             tell(id=place.name, run=argv, cwd=str(self._links))
