@@ -18,6 +18,7 @@ from sagewheels import (
     describe,
     manylinux,
     proc,
+    remotecache,
     source,
     stableabi,
     toolkit,
@@ -159,8 +160,9 @@ def _compile(settings: Settings, plan: Plan, tree: Checkout, key: str, out: Path
     """Runs the source's own build to its end, showing what is done. Raises BuildFailed."""
     pool = Pool(plan.jobs.at_once, plan.jobs.memory)
     known = plan.recipe.unit_rules
+    tools = _tools(settings, plan, tree)
     serving = Compilers(
-        _tools(settings, plan, tree),
+        tools,
         out,
         pool,
         settings.objects,
@@ -172,9 +174,13 @@ def _compile(settings: Settings, plan: Plan, tree: Checkout, key: str, out: Path
         "build",
         f"{plan.units} units for {arch.join(plan.archs)}, {plan.jobs.at_once} at once ({plan.jobs.why}), log {log}",
     )
+    if plan.launcher:
+        ui.say("build", f"what is compiled goes through {plan.launcher}")
     with log.open("w", encoding="utf-8") as stream, ui.progress("build") as shown, serving.serving() as stand_ins:
         print(json.dumps({"build_key": key, "label": buildplan.label(plan, key)}), file=stream, flush=True)
-        env = {**environment(settings, plan, tree, key, out), **stand_ins}
+        decides = {"identities": tools.identities, "environment": tools.environment, "shims": tools.shims}
+        own = {**stand_ins, **remotecache.environment(plan.launcher, decides)}
+        env = {**environment(settings, plan, tree, key, out), **own}
         with proc.stream(argv, log=stream, env=env, cwd=tree.folder) as process:
             while process.poll() is None:
                 shown.update(_standing(serving.counted(), plan.units))
@@ -201,14 +207,17 @@ def _tools(settings: Settings, plan: Plan, tree: Checkout) -> Tools:
         "python": plan.target.include,
         "prefix": plan.target.prefix,
     }
+    # nvcc by its link, so that the headers it finds by itself have names that are the same everywhere.
+    programs = {"nvcc": ("cuda/bin/nvcc",), "cxx": tuple(cxx)}
+    path = settings.variable("PATH")
     return Tools(
-        # By its link, so that the headers it finds by itself have names that are the same everywhere.
-        programs={"nvcc": ("cuda/bin/nvcc",), "cxx": tuple(cxx)},
+        programs=programs,
         identities={"nvcc": f"{plan.toolkit.build} with {plan.toolkit.compiler}", "cxx": plan.toolkit.compiler},
         roots={**roots, "shims": plan.recipe.shims} if plan.recipe.shims else roots,
         shims=buildplan.shims(plan.recipe),
         environment={"read": plan.flags.environment, "nvcc": plan.flags.nvcc},
         threads=_threads(plan),
+        launchers={name: remotecache.words(plan.launcher, words, path) for name, words in programs.items()},
     )
 
 

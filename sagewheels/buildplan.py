@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sagewheels import installer, packing, ui
+from sagewheels import installer, packing, remotecache, ui
 from sagewheels.arch import Arch
 from sagewheels.config import Settings
 from sagewheels.errors import SageError
@@ -73,6 +73,8 @@ class Plan:
     tools: str
     glibc: str
     flags: Flags
+    launcher: str = ""
+    """ccache or sccache, put before compilers; it decides nothing."""
 
     @property
     def extensions(self) -> tuple[str, ...]:
@@ -173,6 +175,7 @@ def prepare(
         tools=tools(settings, target, recipe),
         glibc=host.glibc,
         flags=flags(settings, recipe, kit.version),
+        launcher=remotecache.choose(settings),
     )
 
 

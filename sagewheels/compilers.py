@@ -35,7 +35,8 @@ class Tools:
     """What really compiles, by compiler (`nvcc`, `cxx`): the words of its command, who it is, and our headers' folder.
 
     `roots` are the folders that differ from machine to machine, by name; `shims` is the content hash of our headers;
-    `environment` is what compilers read by themselves; `threads` are nvcc's own, for several archs in one command.
+    `environment` is what compilers read by themselves; `threads` are nvcc's own, for several archs in one command;
+    `launchers` is what goes before the command of a unit.
     """
 
     programs: Mapping[str, tuple[str, ...]]
@@ -44,6 +45,7 @@ class Tools:
     shims: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     threads: int = 1
+    launchers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +198,7 @@ class Compilers:
     ) -> dict[str, Any]:
         """How a compile ended, which the launcher ran when its turn came; `light`: with our headers before torch's."""
         shims = f"shims/{unit.compiler}" if self._tools.shims and light else ""
-        program = self._tools.programs[unit.compiler]
+        program = (*self._tools.launchers.get(unit.compiler, ()), *self._tools.programs[unit.compiler])
         argv = units.command(unit, program, f"made/{place.name}", shims=shims, threads=self._tools.threads)
         appetite = self._appetite(unit.source.partition("/")[2])
         with self._pool.turn(unit.name, appetite, alone=alone):

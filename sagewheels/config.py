@@ -25,6 +25,7 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 _CHOICES = {
     "TORCH_CHANNEL": ("nightly", "stable", "pypi"),
     "HF_REPO_TYPE": ("dataset", "model", "space"),
+    "COMPILER_LAUNCHER": ("none", "ccache", "sccache"),
 }
 _PATTERNS = {
     "CUDA_INDEX_VARIANT": (r"cu\d{3}", "cu128"),
@@ -70,6 +71,7 @@ class Settings:
     wheelhouse_dir: Path = Path("wheelhouse")
     log_dir: Path = Path("logs")
     object_cache_dir: str = ""
+    compiler_launcher: str = ""
     ext_parallel: int | None = None
     max_jobs: int | None = None
     nvcc_append_flags: str = ""

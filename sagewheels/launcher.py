@@ -29,11 +29,12 @@ def main(address: str, compiler: str, argv: list[str]) -> int:
         os.setpgid(0, 0)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
-        running: set[str] = set()
         stream, lock = connection.makefile("rw", encoding="utf-8"), threading.Lock()
+        running: set[object] = set()
 
         def tell(**words: object) -> None:
             with lock:
+                running.discard(words.get("id"))  # before the answer, which may be the last order, can come
                 stream.write(json.dumps(words) + "\n")
                 stream.flush()
 
@@ -45,16 +46,17 @@ def main(address: str, compiler: str, argv: list[str]) -> int:
                 sys.stdout.flush()
                 if not running:
                     return int(order["exit"])
-                break  # what runs is of a build that has failed elsewhere
+                break  # compilers of a build that has failed elsewhere
             if "become" in order:
                 os.execvp(order["become"][0], order["become"])
-            running.add(order["id"])
-            threading.Thread(target=run, args=(order, running, tell), daemon=True).start()
+            with lock:
+                running.add(order["id"])
+            threading.Thread(target=run, args=(order, tell), daemon=True).start()
     os.killpg(0, signal.SIGKILL)
     return 1
 
 
-def run(order: dict[str, Any], running: set[str], tell: Callable[..., None]) -> None:
+def run(order: dict[str, Any], tell: Callable[..., None]) -> None:
     """Runs one compile and tells how it ended: exit code, output, wall seconds, bytes of the largest process."""
     started = time.monotonic()
     try:
@@ -70,10 +72,8 @@ def run(order: dict[str, Any], running: set[str], tell: Callable[..., None]) -> 
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     except OSError as error:
-        running.discard(order["id"])
         tell(id=order["id"], code=127, text=f"{order['run'][0]}: {error}\n", seconds=0, memory=0)
         return
-    running.discard(order["id"])
     tell(
         id=order["id"],
         code=process.returncode,
