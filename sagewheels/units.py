@@ -50,7 +50,7 @@ def read(compiler: str, argv: Sequence[str], cwd: Path, roots: Mapping[str, Path
             output = next(words, "")
         elif word in _NAMES_DEPENDENCIES:
             dependencies = next(words, "")
-        elif _THREADS.match(word):
+        elif compiler == "nvcc" and _THREADS.match(word):
             # nvcc's own threads are granted by us, like cores; they do not change what comes out.
             if "=" not in word:
                 next(words, "")
@@ -121,6 +121,6 @@ def key(unit: Unit, identity: str, shims: str, environment: Mapping[str, str]) -
 
 def dependencies(text: str) -> Iterator[str]:
     """The files that a dependency file in the format of make lists, each once."""
-    _, _, listed = text.replace("\\\n", " ").partition(": ")
-    names = (re.sub(r"\\(.)", r"\1", name).replace("$$", "$") for name in re.findall(r"(?:\\.|[^\s\\])+", listed))
-    yield from dict.fromkeys(names)
+    rules = (line.partition(": ")[2] for line in text.replace("\\\n", " ").splitlines())
+    listed = (name for rule in rules for name in re.findall(r"(?:\\.|[^\s\\])+", rule))
+    yield from dict.fromkeys(re.sub(r"\\(.)", r"\1", name).replace("$$", "$") for name in listed)
