@@ -72,9 +72,9 @@ def read(compiler: str, argv: Sequence[str], cwd: Path, roots: Mapping[str, Path
 
 
 def relative(text: str, roots: Mapping[str, Path]) -> str:
-    """The text with each root folder in it replaced by the name of its link: the longest match, whole folders only."""
+    """The text with the root folder of the path in it replaced by the name of its link: the longest that matches."""
     for name, folder in sorted(roots.items(), key=lambda item: len(str(item[1])), reverse=True):
-        text = re.sub(rf"(^(?:-[IL])?|[=:,\s]){re.escape(str(folder))}(?=/|$)", rf"\g<1>{name}", text)
+        text = re.sub(rf"^(-[IL]|[^/]*[=:,\s]|){re.escape(str(folder))}(?=/|$)", rf"\g<1>{name}", text)
     return text
 
 
