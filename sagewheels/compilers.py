@@ -7,6 +7,7 @@ told here, so that every compile belongs to the session of the build, and ends w
 from __future__ import annotations
 
 import json
+import os
 import queue
 import shlex
 import socketserver
@@ -90,7 +91,7 @@ class Compilers:
         # A socket's address holds about 100 characters, and WORK_DIR may be deep.
         with tempfile.TemporaryDirectory(prefix="sagewheels-") as short:
             address = Path(short) / "socket"
-            if len(str(address)) > 100:
+            if len(os.fsencode(address)) > 100:
                 raise BuildFailed(f"TMPDIR {Path(short).parent} is too long a name", "Set TMPDIR to a short one")
             with _Server(str(address), self._answer) as server:
                 thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -124,20 +125,26 @@ class Compilers:
         compiler, argv = str(request["compiler"]), [str(word) for word in request["argv"]]
         unit = units.read(compiler, argv, Path(request["cwd"]), self._tools.roots)
         if unit is None:
-            tell(become=[*self._tools.programs[compiler], *argv])
+            tell(become=[*self._program(compiler), *argv])
             return
         try:
             code, text = self._make(unit, tell, results)
-        except Closed:
-            code, text = 1, ""
         except Exception as error:  # a full disk, a bug: the compiler that waits must hear of it, and so must we
             self.problem = self.problem or error
             code, text = 1, f"{type(error).__name__}: {error}\n"
         if code:
-            # Nothing more is started, and what runs is not waited for: the build ends with its session.
-            self._is_failed.set()
-            self._pool.close()
+            self._fail()
         tell(exit=min(abs(code), 255), text=text)
+
+    def _program(self, compiler: str) -> list[str]:
+        """The words that start a compiler from anywhere: a path among them may be that of a link."""
+        first, *more = self._tools.programs[compiler]
+        return [str(self._links / first) if "/" in first else first, *more]
+
+    def _fail(self) -> None:
+        """Nothing more is started, and what runs is not waited for: the build ends with its session."""
+        self._is_failed.set()
+        self._pool.close()
 
     def _make(self, unit: Unit, tell: Callable[..., None], results: Iterator[dict[str, Any]]) -> tuple[int, str]:
         """The object of a unit is where the build wants it; exit code and output of the compiler."""
@@ -146,8 +153,8 @@ class Compilers:
         inbox = _Inbox(results, self._is_failed)
         with ThreadPoolExecutor(len(pieces)) as threads:
             done = list(threads.map(lambda piece, place: self._compile(piece, place, tell, inbox), pieces, places))
-        failed = [(code, text) for code, text in done if code]
-        if failed:
+        failed = sorted((result for result in done if result[0]), key=lambda result: not result[1])
+        if failed:  # the one that says why, before those that were ended for it
             return failed[0]
         unit.output.parent.mkdir(parents=True, exist_ok=True)
         if len(places) == 1:
@@ -156,7 +163,7 @@ class Compilers:
             argv: list[str | Path] = ["ld", "-r", "-o", unit.output, *places]
             proc.run(argv, env=None, error=BuildFailed)
         if unit.dependencies:  # each build begins with a fresh checkout, so that ninja has no use for more
-            unit.dependencies.write_text(f"{unit.output}:\n", encoding="utf-8")
+            unit.dependencies.write_bytes(b"")
         return 0, "".join(text for _, text in done)
 
     def _place(self) -> Path:
@@ -165,26 +172,37 @@ class Compilers:
             return self._made / f"{self._known}.o"
 
     def _compile(self, unit: Unit, place: Path, tell: Callable[..., None], inbox: _Inbox) -> tuple[int, str]:
-        """One part: from the cache, else compiled; once more alone where memory was short."""
+        """One part: from the cache, else compiled. One that fails ends the build, also while its other parts run."""
         tools = self._tools
         key = units.key(unit, tools.identities[unit.compiler], tools.shims, tools.environment)
         if self._objects.find(key, place):
             self._count(reused=True)
             return 0, ""
-        result = self._run(unit, place, tell, inbox)
-        if result["code"] and _lacked_memory(result):
-            ui.say("build", f"{unit.name} was killed for want of memory: once more, alone")
-            result = self._run(unit, place, tell, inbox, alone=True)
-        elif result["code"] and tools.shims:
-            ui.say("build", f"{unit.name} does not compile with our light headers: once more, with torch's own")
-            result = self._run(unit, place, tell, inbox, light=False)
-        if not result["code"]:
-            names = units.dependencies(place.with_name(f"{place.name}.d").read_text(encoding="utf-8"))
-            self._objects.keep(
-                key, unit.name, place, names, seconds=float(result["seconds"]), memory=int(result["memory"])
-            )
+        try:
+            result = self._try(unit, place, tell, inbox)
+            if result["code"] and tools.shims and not _lacked_memory(result):
+                ui.say("build", f"{unit.name} does not compile with our light headers: once more, with torch's own")
+                result = self._try(unit, place, tell, inbox, light=False)
+        except Closed:
+            return 1, ""
+        if result["code"]:
+            self._fail()
+        else:
+            listed = place.with_name(f"{place.name}.d").read_text(encoding="utf-8", errors="surrogateescape")
+            seconds, memory = float(result["seconds"]), int(result["memory"])
+            self._objects.keep(key, unit.name, place, units.dependencies(listed), seconds=seconds, memory=memory)
             self._count()
         return int(result["code"]), str(result["text"])
+
+    def _try(
+        self, unit: Unit, place: Path, tell: Callable[..., None], inbox: _Inbox, *, light: bool = True
+    ) -> dict[str, Any]:
+        """How a compile ended; where memory was short, how it ended once more, alone."""
+        result = self._run(unit, place, tell, inbox, light=light)
+        if result["code"] and _lacked_memory(result):
+            ui.say("build", f"{unit.name} was killed for want of memory: once more, alone")
+            result = self._run(unit, place, tell, inbox, alone=True, light=light)
+        return result
 
     def _run(
         self,
@@ -193,8 +211,8 @@ class Compilers:
         tell: Callable[..., None],
         inbox: _Inbox,
         *,
+        light: bool,
         alone: bool = False,
-        light: bool = True,
     ) -> dict[str, Any]:
         """How a compile ended, which the launcher ran when its turn came; `light`: with our headers before torch's."""
         shims = f"shims/{unit.compiler}" if self._tools.shims and light else ""
@@ -217,16 +235,19 @@ def _lacked_memory(result: Mapping[str, Any]) -> bool:
 
 
 class _Inbox:
-    """The results of one launcher's compiles, by their id. Raises Closed when the build has failed elsewhere."""
+    """The results of one launcher's compiles, by their id. Raises Closed when they cannot come any more."""
 
     def __init__(self, results: Iterator[dict[str, Any]], is_failed: threading.Event) -> None:
         self._boxes: dict[str, queue.Queue[dict[str, Any]]] = {}
         self._lock, self._is_failed = threading.Lock(), is_failed
+        self._is_gone = threading.Event()
         threading.Thread(target=self._sort, args=(results,), daemon=True).start()
 
     def _sort(self, results: Iterator[dict[str, Any]]) -> None:
         for result in results:
             self._box(str(result["id"])).put(result)
+        # The launcher was killed: its cores and memory are not kept from the others, who would wait for ever.
+        self._is_gone.set()
 
     def _box(self, name: str) -> queue.Queue[dict[str, Any]]:
         with self._lock:
@@ -235,10 +256,12 @@ class _Inbox:
     def wait(self, name: str) -> dict[str, Any]:
         """The result of that compile."""
         while not self._is_failed.is_set():
+            is_gone = self._is_gone.is_set()
             try:
                 return self._box(name).get(timeout=_POLL)
             except queue.Empty:
-                continue
+                if is_gone:
+                    break
         raise Closed
 
 

@@ -16,7 +16,6 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing costs more than all the rest
-    from collections.abc import Callable
     from typing import Any
 
 
@@ -27,37 +26,64 @@ def main(address: str, compiler: str, argv: list[str]) -> int:
     """
     if os.getpgrp() != os.getpid():  # ninja has made it a group of its own
         os.setpgid(0, 0)
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(address)
-        stream, lock = connection.makefile("rw", encoding="utf-8"), threading.Lock()
-        running: set[object] = set()
-
-        def tell(**words: object) -> None:
-            with lock:
-                running.discard(words.get("id"))  # before the answer, which may be the last order, can come
-                stream.write(json.dumps(words) + "\n")
-                stream.flush()
-
-        tell(compiler=compiler, argv=argv, cwd=os.getcwd())  # noqa: PTH109  pathlib would double the time that a start takes
-        for line in stream:
-            order = json.loads(line)
-            if "exit" in order:
-                sys.stdout.write(order["text"])
-                sys.stdout.flush()
-                if not running:
-                    return int(order["exit"])
-                break  # compilers of a build that has failed elsewhere
-            if "become" in order:
-                os.execvp(order["become"][0], order["become"])
-            with lock:
-                running.add(order["id"])
-            threading.Thread(target=run, args=(order, tell), daemon=True).start()
-    os.killpg(0, signal.SIGKILL)
-    return 1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os.killpg(0, signal.SIGKILL))
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address)
+            code = obey(connection, {"compiler": compiler, "argv": argv, "cwd": os.getcwd()})  # noqa: PTH109  pathlib would double the time that a start takes
+    except OSError:  # the build has ended
+        code = None
+    if code is None:
+        end()
+    return 1 if code is None else code
 
 
-def run(order: dict[str, Any], tell: Callable[..., None]) -> None:
-    """Runs one compile and tells how it ended: exit code, output, wall seconds, bytes of the largest process."""
+def obey(connection: socket.socket, command: dict[str, object]) -> int | None:
+    """Does what the build says about the command; None when the build ended before it."""
+    stream, lock = connection.makefile("rw", encoding="utf-8"), threading.Lock()
+    running: set[str] = set()
+
+    def tell(**words: object) -> None:
+        with lock:
+            stream.write(json.dumps(words) + "\n")
+            stream.flush()
+
+    def compile_(order: dict[str, Any]) -> None:
+        result = run(order)
+        # First: the answer to it may be the last order.
+        running.discard(order["id"])
+        try:
+            tell(**result)
+        except OSError:  # the build has ended
+            pass
+
+    tell(**command)
+    for line in stream:
+        order = json.loads(line)
+        if "exit" in order:
+            sys.stdout.buffer.write(order["text"].encode("utf-8", "replace"))
+            sys.stdout.buffer.flush()
+            return None if running else int(order["exit"])  # None: compilers of a build that has failed elsewhere
+        if "become" in order:
+            os.execvp(order["become"][0], order["become"])
+        running.add(order["id"])
+        threading.Thread(target=compile_, args=(order,), daemon=True).start()
+    return None
+
+
+def end() -> None:
+    """Ends all that was started here, and lives on: of a killed command a shell would write `Killed` into the log."""
+    own = os.getpgrp()
+    try:
+        os.setpgid(0, os.getpgid(os.getppid()))
+    except OSError:  # the build is gone, and with it the session
+        pass
+    os.killpg(own, signal.SIGKILL)
+
+
+def run(order: dict[str, Any]) -> dict[str, object]:
+    """Runs one compile; how it ended: exit code, output, wall seconds, bytes of the largest process."""
     started = time.monotonic()
     try:
         process = subprocess.Popen(
@@ -72,15 +98,14 @@ def run(order: dict[str, Any], tell: Callable[..., None]) -> None:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     except OSError as error:
-        tell(id=order["id"], code=127, text=f"{order['run'][0]}: {error}\n", seconds=0, memory=0)
-        return
-    tell(
-        id=order["id"],
-        code=process.returncode,
-        text=text,
-        seconds=time.monotonic() - started,
-        memory=usage.ru_maxrss * 1024,
-    )
+        return {"id": order["id"], "code": 127, "text": f"{order['run'][0]}: {error}\n", "seconds": 0, "memory": 0}
+    return {
+        "id": order["id"],
+        "code": process.returncode,
+        "text": text,
+        "seconds": time.monotonic() - started,
+        "memory": usage.ru_maxrss * 1024,
+    }
 
 
 if __name__ == "__main__":

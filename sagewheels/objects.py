@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewheels import ui
+from sagewheels.manifest import SHA256
 
 _SCHEMA = 1
 
@@ -43,11 +45,12 @@ class Objects:
     def find(self, key: str, output: Path) -> Entry | None:
         """The entry whose files are all as they were, with its object put at `output`; None when there is none."""
         for path, entry in self._entries(key):
-            if any(self.hash_of(name) != digest for name, digest in entry.dependencies.items()):
+            # What cannot be read, here or where it was compiled, is never the same.
+            if not all(digest and self.hash_of(name) == digest for name, digest in entry.dependencies.items()):
                 continue
             try:
                 part = output.with_name(f".{output.name}.{threading.get_ident()}")
-                shutil.copyfile(path.with_suffix(".o"), part)
+                shutil.copyfile(path.with_name(f"{entry.object}.o"), part)
                 if _digest(part) == entry.object:
                     part.replace(output)
                     return entry
@@ -68,11 +71,14 @@ class Objects:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(made, part)
-            part.replace(place.with_suffix(".o"))
+            # By its content: who compiles the same at the same time may get another one.
+            part.replace(place.with_name(f"{entry.object}.o"))
             part.write_text(text, encoding="utf-8")
             # Last: whoever sees the entry sees its object too.
             part.replace(place.with_suffix(".json"))
         except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
             if not self._is_told.is_set():
                 self._is_told.set()
                 ui.warn(
@@ -84,22 +90,22 @@ class Objects:
         if name not in self._hashes:
             try:
                 self._hashes[name] = _digest(self._resolve(name))
-            except OSError:
+            except (OSError, ValueError):
                 self._hashes[name] = ""
         return self._hashes[name]
 
     def _entries(self, key: str) -> Iterator[tuple[Path, Entry]]:
-        """The readable entries under a key, the newest name first; what cannot be read is passed over."""
+        """The readable entries under a key; what cannot be read is passed over."""
         for path in sorted((self._folder / key[:2] / key).glob("*.json")):
             try:
                 yield path, _entry(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            except (OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
                 ui.say("build", f"the cache entry {path.name} cannot be read: compiling again")
 
 
 def _entry(data: Any) -> Entry:
-    """An Entry from JSON. Raises ValueError, TypeError or KeyError for anything else."""
-    if data["schema"] != _SCHEMA or not data["dependencies"]:
+    """An Entry from JSON. Raises one of the usual errors for anything else."""
+    if data["schema"] != _SCHEMA or not data["dependencies"] or not SHA256.fullmatch(data["object"]):
         raise ValueError("another schema")
     return Entry(
         unit=str(data["unit"]),

@@ -255,11 +255,15 @@ def _unit_rule(table: Table) -> UnitRule:
 
 
 def _shims(table: Table, manifest: Path) -> Path | None:
+    """Beside the manifest's own folder, or else ours: a manifest may be copied elsewhere."""
     name = table.text("shims", "")
-    folder = manifest.parent.parent / "shims" / name
-    if name and not folder.is_dir():
-        raise UsageError(f"{table.where('shims')} names {name}, but there is no folder {folder}")
-    return folder if name else None
+    if not name:
+        return None
+    places = [manifest.parent.parent / "shims" / name, ROOT / "shims" / name]
+    found = next((folder for folder in places if folder.is_dir()), None)
+    if found is None:
+        raise UsageError(f"{table.where('shims')} names {name}, but there is no folder {places[0]}")
+    return found
 
 
 def _source(table: Table) -> Source:

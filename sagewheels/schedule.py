@@ -44,7 +44,8 @@ class Pool:
             self._opens = self._opens or now + self._settle
             self._waiting.append(turn)
             while not (self._is_closed or self._next() is turn):
-                self._changed.wait(max(self._opens - time.monotonic(), 0.01) if self._is_settling() else None)
+                settling = self._opens - time.monotonic()
+                self._changed.wait(settling if settling > 0 else 1.0)
             self._waiting.remove(turn)
             if self._is_closed:
                 raise Closed

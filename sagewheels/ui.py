@@ -16,13 +16,13 @@ _STYLES = {"ok": "green", "note": "yellow", "bad": "bold red", "fits": "green", 
 
 
 def say(topic: str, text: str) -> None:
-    """One greppable line: `[fetch] ...`."""
-    print(f"[{topic}] {text}", flush=True)
+    """One greppable line: `[fetch] ...`, written at once, since threads of a build say something too."""
+    print(f"[{topic}] {text}\n", end="", flush=True)
 
 
 def warn(topic: str, text: str) -> None:
     """One line on stderr for what the user should know, though the work goes on."""
-    print(f"[{topic}] warning: {text}", file=sys.stderr, flush=True)
+    print(f"[{topic}] warning: {text}\n", end="", file=sys.stderr, flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -83,7 +83,7 @@ class Progress:
             self._live.update(Text(line))
         elif now - self._last >= self._every:
             self._last = now
-            print(line, flush=True)
+            print(f"{line}\n", end="", flush=True)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def read(compiler: str, argv: Sequence[str], cwd: Path, roots: Mapping[str, Path
             output = next(words, "")
         elif word in _NAMES_DEPENDENCIES:
             dependencies = next(words, "")
-        elif _THREADS.match(word):
+        elif compiler == "nvcc" and _THREADS.match(word):
             # nvcc's own threads are granted by us, like cores; they do not change what comes out.
             if "=" not in word:
                 next(words, "")
@@ -72,9 +72,9 @@ def read(compiler: str, argv: Sequence[str], cwd: Path, roots: Mapping[str, Path
 
 
 def relative(text: str, roots: Mapping[str, Path]) -> str:
-    """The text with each root folder in it replaced by the name of its link: the longest match, whole folders only."""
+    """The text with the root folder of the path in it replaced by the name of its link: the longest that matches."""
     for name, folder in sorted(roots.items(), key=lambda item: len(str(item[1])), reverse=True):
-        text = re.sub(rf"(^(?:-[IL])?|[=:,\s]){re.escape(str(folder))}(?=/|$)", rf"\g<1>{name}", text)
+        text = re.sub(rf"^(-[IL]|[^/]*[=:,\s]|){re.escape(str(folder))}(?=/|$)", rf"\g<1>{name}", text)
     return text
 
 
@@ -121,6 +121,6 @@ def key(unit: Unit, identity: str, shims: str, environment: Mapping[str, str]) -
 
 def dependencies(text: str) -> Iterator[str]:
     """The files that a dependency file in the format of make lists, each once."""
-    _, _, listed = text.replace("\\\n", " ").partition(": ")
-    names = (re.sub(r"\\(.)", r"\1", name).replace("$$", "$") for name in re.findall(r"(?:\\.|[^\s\\])+", listed))
-    yield from dict.fromkeys(names)
+    rules = (line.partition(": ")[2] for line in text.replace("\\\n", " ").splitlines())
+    listed = (name for rule in rules for name in re.findall(r"(?:\\.|[^\s\\])+", rule))
+    yield from dict.fromkeys(re.sub(r"\\(.)", r"\1", name).replace("$$", "$") for name in listed)

@@ -34,46 +34,29 @@ def host(cores: int, memory: int) -> Host:
 
 
 @pytest.mark.parametrize(
-    ("archs", "cores", "memory", "set_", "extensions", "compilers", "why"),
+    ("archs", "cores", "memory", "set_", "extensions", "at_once", "why"),
     [
-        # 12 units in 3 extensions for 12.0, at 2 GB each.
-        ("12.0", 1, 64 * GB, {}, 1, 1, "1 cores, 64.0 GB free, by cores"),
-        ("12.0", 2, 64 * GB, {}, 2, 1, "2 cores, 64.0 GB free, by cores"),
-        ("12.0", 4, 64 * GB, {}, 3, 1, "4 cores, 64.0 GB free, by cores"),
-        ("12.0", 8, 64 * GB, {}, 3, 2, "8 cores, 64.0 GB free, by cores"),
-        ("12.0", 16, 64 * GB, {}, 3, 16, "16 cores, 64.0 GB free, by cores"),
-        ("12.0", 12, 64 * GB, {}, 3, 12, "12 cores, 64.0 GB free, by cores"),
-        ("12.0", 11, 64 * GB, {}, 3, 3, "11 cores, 64.0 GB free, by cores"),
-        ("12.0", 64, 8 * GB, {}, 3, 1, "64 cores, 8.0 GB free, by memory"),
-        ("12.0", 64, 13 * GB, {}, 3, 2, "64 cores, 13.0 GB free, by memory"),
-        ("12.0", 4, 3 * GB, {}, 1, 1, "4 cores, 3.0 GB free, by memory"),
-        ("12.0", 4, GB, {}, 1, 1, "4 cores, 1.0 GB free, by memory"),
-        ("12.0", 4, 0, {}, 1, 1, "4 cores, 0.0 kB free, by memory"),
-        ("8.0", 3, 64 * GB, {}, 2, 1, "3 cores, 64.0 GB free, by cores"),
-        ("8.0", 4, 64 * GB, {}, 2, 4, "4 cores, 64.0 GB free, by cores"),
-        ("9.0", 8, 64 * GB, {}, 4, 2, "8 cores, 64.0 GB free, by cores"),
-        ("12.0", 2, 64 * GB, {"ext_parallel": 4}, 4, 1, "2 cores, 64.0 GB free, by cores"),
-        ("12.0", 8, 64 * GB, {"ext_parallel": 1}, 1, 8, "8 cores, 64.0 GB free, by cores"),
-        ("12.0", 2, 64 * GB, {"max_jobs": 8}, 2, 8, "2 cores, 64.0 GB free, by cores"),
-        ("12.0", 2, 4 * GB, {"ext_parallel": 4, "max_jobs": 16}, 4, 16, "2 cores, 4.0 GB free, by cores"),
+        ("12.0", 1, 64 * GB, {}, 3, 1, "1 core, 64.0 GB free"),
+        ("12.0", 2, 64 * GB, {}, 3, 2, "2 cores, 64.0 GB free"),
+        ("12.0", 16, 8 * GB, {}, 3, 16, "16 cores, 8.0 GB free"),
+        ("12.0", 4, 0, {}, 3, 4, "4 cores, 0.0 kB free"),
+        ("8.0", 64, 64 * GB, {}, 2, 64, "64 cores, 64.0 GB free"),
+        ("9.0", 8, 64 * GB, {}, 4, 8, "8 cores, 64.0 GB free"),
+        # EXT_PARALLEL alone says nothing of how many compilers there may be.
+        ("12.0", 2, 64 * GB, {"ext_parallel": 4}, 3, 2, "2 cores, 64.0 GB free"),
+        ("12.0", 8, 64 * GB, {"ext_parallel": 1}, 1, 8, "8 cores, 64.0 GB free"),
+        ("12.0", 2, 64 * GB, {"max_jobs": 8}, 3, 8, "MAX_JOBS; 2 cores, 64.0 GB free"),
+        ("12.0", 8, 64 * GB, {"max_jobs": 1}, 3, 1, "MAX_JOBS; 8 cores, 64.0 GB free"),
+        ("12.0", 16, 64 * GB, {"ext_parallel": 1, "max_jobs": 2}, 1, 2, "MAX_JOBS; 16 cores, 64.0 GB free"),
+        ("12.0", 2, 4 * GB, {"ext_parallel": 4, "max_jobs": 16}, 3, 64, "MAX_JOBS; 2 cores, 4.0 GB free"),
     ],
 )
 def test_how_many_compilers_run_at_once(
-    sage: Recipe, archs: str, cores: int, memory: int, set_: dict[str, int], extensions: int, compilers: int, why: str
+    sage: Recipe, archs: str, cores: int, memory: int, set_: dict[str, int], extensions: int, at_once: int, why: str
 ) -> None:
     settings = Settings(**set_)  # type: ignore[arg-type]
     plan = buildplan.jobs(settings, sage, arch.parse_list(archs), host(cores, memory))
-    assert (plan.extensions, plan.compilers, plan.why) == (extensions, compilers, why)
-
-
-@pytest.mark.parametrize("cores", range(1, 33))
-@pytest.mark.parametrize("memory", [1, 5, 16, 64])
-def test_no_more_compilers_than_cores_and_memory_hold(sage: Recipe, cores: int, memory: int) -> None:
-    """They multiply; where every unit has a slot, there are only as many compilers as units."""
-    for archs, units in (("8.0", 4), ("9.0", 14), ("12.0", 12)):
-        plan = buildplan.jobs(Settings(), sage, arch.parse_list(archs), host(cores, memory * GB))
-        at_once = min(plan.extensions * plan.compilers, units)
-        assert 1 <= at_once <= max(1, min(cores, memory // 2))
+    assert plan == buildplan.Jobs(at_once=at_once, memory=memory, extensions=extensions, why=why)
 
 
 @pytest.fixture
@@ -102,7 +85,7 @@ def plan(sage: Recipe) -> Plan:
             tags=("cp312-cp312-linux_x86_64",),
         ),
         toolkit=Toolkit(home=Path("/cuda"), version="13.0", build="V13.0.88", origin="CUDA_HOME", compiler="c++ 13.2"),
-        jobs=buildplan.Jobs(extensions=3, compilers=2, why="8 cores"),
+        jobs=buildplan.Jobs(at_once=8, memory=64 * GB, extensions=3, why="8 cores"),
         tools="setuptools-80.9.0 ninja-1.13.0",
         glibc="2.39",
         flags=buildplan.Flags(cxx="-g0", nvcc="--compress-mode=size", link="-Wl,-s"),
@@ -173,6 +156,9 @@ def variants(plan: Plan) -> dict[str, str]:
         "link flags": key(replace(plan, flags=replace(plan.flags, link=""))),
         "the same flags elsewhere": key(replace(plan, flags=buildplan.Flags(cxx="-Wl,-s", nvcc="", link="-g0"))),
         "environment": key(with_recipe(plan, environment={"A": "1"})),
+        "no light headers": key(with_recipe(plan, shims=None)),
+        "parts": key(with_recipe(plan, unit_rules={"csrc/a.cu": recipe.UnitRule(parts=2)})),
+        "more parts": key(with_recipe(plan, unit_rules={"csrc/a.cu": recipe.UnitRule(parts=3)})),
         "archs": key(with_archs(plan, "8.9;12.0")),
         "PTX": key(with_archs(plan, "12.0+PTX")),
         "torch": key(with_torch(plan, "2.11.1+cu130", "13.0")),
@@ -196,12 +182,14 @@ def test_the_build_key_changes_with_every_declared_input(plan: Plan) -> None:
 
 def test_the_build_key_does_not_change_with_what_makes_no_other_wheel(plan: Plan) -> None:
     assert key(plan) == key(plan)
+    rules = plan.recipe.unit_rules
     same = [
-        replace(plan, jobs=buildplan.Jobs(extensions=1, compilers=1, why="")),
+        replace(plan, jobs=buildplan.Jobs(at_once=1, memory=1, extensions=1, why="")),
         with_toolkit(plan, home=Path("/elsewhere"), origin="nvcc on PATH"),
         with_target(plan, python=Path("/other/bin/python"), prefix=Path("/other"), versions={"numpy": "2"}),
         with_target(plan, version="3.12.9"),
         with_recipe(plan, file=Path("/other/manifests/sageattention-2.2.0.toml"), memory_per_unit=1, smoke={}),
+        with_recipe(plan, unit_rules={name: replace(rule, seconds=1, memory=1) for name, rule in rules.items()}),
     ]
     assert {key(one) for one in same} == {key(plan)}
 
@@ -222,7 +210,7 @@ def prepare(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
 def test_the_plan_is_what_is_here(plan: Plan, prepare: Callable[..., Plan]) -> None:
     made = prepare(Settings())
     assert made == replace(plan, jobs=made.jobs)
-    assert (made.jobs.extensions, made.jobs.compilers) == (3, 2)
+    assert (made.jobs.extensions, made.jobs.at_once, made.jobs.memory) == (3, 8, 64 * GB)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +407,7 @@ def test_what_the_source_is_told(plan: Plan, tmp_path: Path) -> None:
         "PYTHONPATH": tools,
     }
     assert (env["TORCH_CUDA_ARCH_LIST"], env["CUDAARCHS"]) == ("9.0", "90")
-    assert (env["EXT_PARALLEL"], env["MAX_JOBS"], env["SOURCE_DATE_EPOCH"]) == ("3", "2", "1700000000")
+    assert (env["EXT_PARALLEL"], env["MAX_JOBS"], env["SOURCE_DATE_EPOCH"]) == ("3", "14", "1700000000")
     assert (env["CUDA_HOME"], env["LIBRARY_PATH"]) == (str(tmp_path / "cuda"), str(stubs))
     label = Path(env["DIST_EXTRA_CONFIG"]).read_text(encoding="utf-8")
     assert label == "[egg_info]\ntag_build = +cu130torch2.11sm90.k01234567\n"
@@ -450,15 +438,12 @@ def test_a_build_that_is_known_to_be_bad_is_refused_at_once(
         build.run(settings, plan, known_bad=spark, archs=arch.parse_list("12.1"))
 
 
-@pytest.mark.parametrize(
-    ("cores", "set_", "extensions", "compilers"), [(16, {}, 1, 16), (16, {"ext_parallel": 2}, 2, 16)]
-)
+@pytest.mark.parametrize(("set_", "extensions"), [({}, 1), ({"ext_parallel": 2}, 2)])
 def test_a_source_that_builds_one_extension_after_the_other(
-    sage: Recipe, cores: int, set_: dict[str, int], extensions: int, compilers: int
+    sage: Recipe, set_: dict[str, int], extensions: int
 ) -> None:
     """All cores go to the one that is under way."""
     one = replace(sage, extensions_at_once=1)
     settings = Settings(**set_)  # type: ignore[arg-type]
-    plan = buildplan.jobs(settings, one, arch.parse_list("12.0"), host(cores, 64 * GB))
-    assert (plan.extensions, plan.compilers) == (extensions, compilers)
-    assert buildplan.jobs(Settings(), one, arch.parse_list("12.0"), host(4, 64 * GB)).compilers == 4
+    plan = buildplan.jobs(settings, one, arch.parse_list("12.0"), host(16, 64 * GB))
+    assert (plan.extensions, plan.at_once) == (extensions, 16)

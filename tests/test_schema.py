@@ -78,7 +78,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         archs=archs,
         target=target,
         toolkit=Toolkit(home=tmp_path, version="13.0", build="V13.0.88", origin="CUDA_HOME", compiler="c++ 13.3.0"),
-        jobs=buildplan.Jobs(extensions=1, compilers=1, why="by hand"),
+        jobs=buildplan.Jobs(at_once=1, memory=1, extensions=1, why="by hand"),
         tools="ninja-1.13",
         glibc="2.39",
         flags=buildplan.Flags(cxx="-g0", nvcc="", link="-Wl,-s"),
