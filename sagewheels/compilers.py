@@ -113,7 +113,9 @@ class Compilers:
 
     def _stand_in(self, compiler: str, name: str, address: Path) -> Path:
         """A program that runs the launcher: the shell is the one interpreter whose path fits into a first line."""
-        path = self._folder / "bin" / compiler / name
+        # torch's build splits what CXX and PYTORCH_NVCC say at blanks.
+        folder = address.parent if " " in str(self._folder) else self._folder
+        path = folder / "bin" / compiler / name
         path.parent.mkdir(parents=True)
         words = shlex.join([sys.executable, "-I", "-S", launcher.__file__, str(address), compiler])
         path.write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")

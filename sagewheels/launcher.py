@@ -79,7 +79,10 @@ def end() -> None:
         os.setpgid(0, os.getpgid(os.getppid()))
     except OSError:  # the build is gone, and with it the session
         pass
-    os.killpg(own, signal.SIGKILL)
+    try:
+        os.killpg(own, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def run(order: dict[str, Any]) -> dict[str, object]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +58,29 @@ def _sagewheels(folder: Path, env: dict[str, str], *arguments: str) -> subproces
     return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=1500)
 
 
+def _killed_in_the_middle(folder: Path, env: dict[str, str]) -> None:
+    """The same run before, which the machine took away when the first unit was compiled."""
+    objects = folder / ".build-sageattention" / "demo" / "one" / "objects"
+    argv = [sys.executable, "-m", "sagewheels", "demo"]
+    one_at_a_time = {**env, "MAX_JOBS": "1"}
+    with subprocess.Popen(argv, cwd=folder, env=one_at_a_time, stdout=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 900
+        while not list(objects.rglob("*.json")):
+            if process.poll() is not None or time.monotonic() > end:
+                process.kill()
+                pytest.fail(f"nothing was compiled: {process.communicate()[0][-3000:]}")
+            time.sleep(0.05)
+        process.kill()
+    assert not list(folder.rglob("sagedemo*.whl"))
+
+
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory: pytest.TempPathFactory) -> Tour:
     if not (shutil.which("c++") or shutil.which("g++")):
         pytest.skip("needs a C++ compiler")
     folder = tmp_path_factory.mktemp("tour")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path_factory.mktemp("home"))}
+    _killed_in_the_middle(folder, env)
     done = _sagewheels(folder, env, "demo")
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     two = folder / ".build-sageattention" / "demo" / "two"
@@ -95,6 +113,12 @@ def test_the_first_machine_builds_and_publishes(tour: Tour) -> None:
         rf"\[auto\] done in .+: {re.escape(name)} in .*/one/env",
     ):
         assert [line for line in lines if re.fullmatch(expected, line)], expected
+
+
+def test_a_killed_build_goes_on_from_its_objects(tour: Tour) -> None:
+    """And it leaves no compiler behind, which would hold its pipes open."""
+    said = [line for line in tour.part("first machine") if "compiled before" in line]
+    assert len(said) == 1 and re.fullmatch(r"\[build\] [1-3] of 4 objects were compiled before", said[0])
 
 
 def test_the_second_machine_does_not_compile(tour: Tour) -> None:

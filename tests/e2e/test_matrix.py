@@ -96,6 +96,12 @@ def test_the_rest_goes_on_after_a_failure(place: Place) -> None:
     assert tags == {f"cp{python.replace('.', '')}" for python in (OWN, place.other)}
 
 
+def test_the_second_python_takes_the_cuda_objects_of_the_first(place: Place) -> None:
+    """They know nothing of Python: only the two bindings are compiled once more."""
+    said = [line for line in place.first.stdout.splitlines() if "compiled before" in line]
+    assert said == ["[build] 2 of 4 objects were compiled before"]
+
+
 def test_a_second_machine_builds_nothing(place: Place) -> None:
     env = {**place.env, "WORK_DIR": str(place.folder / "second"), "WHEELHOUSE_DIR": str(place.folder / "empty")}
     said = _matrix(place.folder, env, "--python", f"{OWN},{place.other}")
