@@ -113,7 +113,7 @@ def killed(bench: Bench, times: int, seed: int) -> Rows:
     for turn in range(times):
         shutil.rmtree(bench.root / "killed", ignore_errors=True)
         process = bench.start("seven", "killed")
-        time.sleep(chance.uniform(0.5, 6.0))
+        time.sleep(chance.uniform(0.5, 9.0))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         began = time.monotonic()
@@ -126,7 +126,7 @@ def killed(bench: Bench, times: int, seed: int) -> Rows:
         reused.append(f"{was_there}:{came.split()[0]}")
         if "damaged" in came or "cannot" in came:
             bench.problems.append(f"turn {turn}: {came}")
-    what = f"{times} times SIGKILL after 0.5 to 6 s, then the build again"
+    what = f"{times} times SIGKILL after 0.5 to 9 s, then the build again"
     yield what, f"all processes gone after {slow:.1f} s at most; objects there and reused: {' '.join(reused)}"
 
 

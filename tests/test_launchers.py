@@ -147,7 +147,7 @@ def test_it_is_told_what_it_cannot_see() -> None:
         "CCACHE_DEPEND": "1",
         "CCACHE_NOHASHDIR": "1",
         "CCACHE_NOINODECACHE": "1",
-        "CCACHE_SLOPPINESS": "",
+        "CCACHE_SLOPPINESS": "include_file_ctime",
     }
     others = [{"nvcc": "V13.0.88", "flags": "-O2"}, {"nvcc": "V13.1.20", "flags": "-O3"}]
     checks = {check, *(remotecache.environment("ccache", one)["CCACHE_COMPILERCHECK"] for one in others)}
@@ -246,10 +246,14 @@ def test_a_compile_that_has_just_ended_does_not_end_its_launcher(tmp_path: Path)
 
 @pytest.mark.skipif(not (shutil.which("ccache") and shutil.which("c++")), reason="needs ccache and a C++ compiler")
 def test_a_real_ccache_gives_the_same_object_elsewhere(tmp_path: Path) -> None:
-    """Another folder, an empty local cache, a compiler by another number: it comes from the remote storage."""
+    """Another folder and an empty local cache: it comes from the remote storage, though a header was linked meanwhile."""
     objects, entries = [], []
     program = shutil.which("ccache")
     assert program
+    (tmp_path / "bin").mkdir()
+    cxx = tmp_path / "bin" / "g++"
+    cxx.write_text('#!/bin/sh\nln -f src/a.h linked.h\nexec c++ "$@"\n', encoding="utf-8")
+    cxx.chmod(0o755)
     for name in ("one", "two"):
         src = tmp_path / name / "src"
         src.mkdir(parents=True)
@@ -258,7 +262,7 @@ def test_a_real_ccache_gives_the_same_object_elsewhere(tmp_path: Path) -> None:
         for path in src.iterdir():  # ccache believes no header as young as the compile
             os.utime(path, (1, 1))
         tools = Tools(
-            programs={"nvcc": ("nvcc",), "cxx": ("c++",)},
+            programs={"nvcc": ("nvcc",), "cxx": (str(cxx),)},
             identities={"nvcc": "n", "cxx": "c"},
             roots={"src": src},
             launchers={"cxx": (program,)},
