@@ -102,18 +102,26 @@ def shared(bench: Bench, second: str) -> Rows:
     yield "another WORK_DIR, the same cache", bench.build("two", "cache")
     if second:
         yield "another Python, the same cache", bench.build("three", "cache", same=False, PYTHON_BIN=second)
-    both = [(name, bench.start(name, "together")) for name in ("four", "five")]
-    yield "two builds at the same time, empty cache", " / ".join(bench.end(*one) for one in both)
-    yield "one more after them", bench.build("six", "together")
+        # Runs for one target wait for each other: these are for two.
+        both = bench.start("one", "together"), bench.start("three", "together", PYTHON_BIN=second)
+        came = bench.end("one", both[0]), bench.end("three", both[1], same=False)
+        yield "both at the same time, empty cache", " / ".join(came)
+        yield (
+            "both once more",
+            f"{bench.build('one', 'together')} / " + bench.build("three", "together", same=False, PYTHON_BIN=second),
+        )
 
 
 def killed(bench: Bench, times: int, seed: int) -> Rows:
-    """SIGKILL of sagewheels alone, at any moment of a build."""
+    """SIGKILL of sagewheels alone, at any moment from when its compile begins."""
     chance, reused, slow = random.Random(seed), [], 0.0
     for turn in range(times):
         shutil.rmtree(bench.root / "killed", ignore_errors=True)
+        shutil.rmtree(bench.root / "seven" / "logs", ignore_errors=True)
         process = bench.start("seven", "killed")
-        time.sleep(chance.uniform(0.5, 9.0))
+        while process.poll() is None and not list((bench.root / "seven" / "logs").glob("*")):
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0.0, 7.0))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         began = time.monotonic()
@@ -126,7 +134,7 @@ def killed(bench: Bench, times: int, seed: int) -> Rows:
         reused.append(f"{was_there}:{came.split()[0]}")
         if "damaged" in came or "cannot" in came:
             bench.problems.append(f"turn {turn}: {came}")
-    what = f"{times} times SIGKILL after 0.5 to 9 s, then the build again"
+    what = f"{times} times SIGKILL within 7 s of the compile, then the build again"
     yield what, f"all processes gone after {slow:.1f} s at most; objects there and reused: {' '.join(reused)}"
 
 

@@ -246,7 +246,7 @@ def test_a_compile_that_has_just_ended_does_not_end_its_launcher(tmp_path: Path)
 
 @pytest.mark.skipif(not (shutil.which("ccache") and shutil.which("c++")), reason="needs ccache and a C++ compiler")
 def test_a_real_ccache_gives_the_same_object_elsewhere(tmp_path: Path) -> None:
-    """Another folder and an empty local cache: it comes from the remote storage, though a header was linked meanwhile."""
+    """Another folder and an empty local cache: from the remote storage, though a header was linked meanwhile."""
     objects, entries = [], []
     program = shutil.which("ccache")
     assert program
