@@ -153,7 +153,7 @@ def damaged(bench: Bench) -> Rows:
         ("with one bit flipped", ".o", flip),
         ("emptied", ".o", lambda _: b""),
         ("cut in half", ".json", cut),
-        ("with one bit flipped", ".json", lambda data: data.replace(b'"object": "', b'"object": "f', 1)),
+        ("with another sha256 of its object", ".json", lambda data: data.replace(b'"object": "', b'"object": "f', 1)),
     ]
     for words, suffix, harm in harms:
         path = bench.files("cache", suffix)[0]
