@@ -81,9 +81,10 @@ def environment(launcher: str, decides: Mapping[str, object]) -> dict[str, str]:
             "CCACHE_DEPEND": "1",
             # The folder of links is the same folder everywhere, though its name is not.
             "CCACHE_NOHASHDIR": "1",
-            # Nothing is trusted by mtime.
+            # Nothing is trusted by mtime. A ctime changes with every hard link that an installer makes to a header:
+            # one during a compile would keep its object from being cached.
             "CCACHE_NOINODECACHE": "1",
-            "CCACHE_SLOPPINESS": "",
+            "CCACHE_SLOPPINESS": "include_file_ctime",
         }
     if launcher:
         return {"SCCACHE_C_CUSTOM_CACHE_BUSTER": digest, "SCCACHE_IGNORE_SERVER_IO_ERROR": "1"}
