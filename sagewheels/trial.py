@@ -142,16 +142,12 @@ def _read(trial: Trial, kit: Toolkit, folder: Path) -> str:
 
 
 def _parsed(trial: Trial, kit: Toolkit, folder: Path) -> str:
-    """The light ones of those headers compiled, for one arch: torch's own take half a minute, and are only read."""
+    """CUDA's own of those headers compiled, for one arch: torch's take up to half a minute, and are only read."""
     torch = toolkit.torch_of(trial.target).folder
-    heavy = [
-        name
-        for name in trial.recipe.headers
-        if (torch / "include" / name).exists() or (torch / "include/torch/csrc/api/include" / name).exists()
-        if not any((shim / name).exists() for shim in trial.nvcc_shims)
-    ]
-    source = _including(folder / "light.cu", [name for name in trial.recipe.headers if name not in heavy])
-    argv: Argv = [*_nvcc(trial, kit, trial.rules[-1:]), *_options(trial, kit), "-c", source, "-o", folder / "light.o"]
+    places = [torch / "include", torch / "include/torch/csrc/api/include"]
+    own = [name for name in trial.recipe.headers if not any((place / name).exists() for place in places)]
+    source = _including(folder / "own.cu", own)
+    argv: Argv = [*_nvcc(trial, kit, trial.rules[-1:]), *_options(trial, kit), "-c", source, "-o", folder / "own.o"]
     return trial.run(argv, _environment(trial, kit))
 
 
