@@ -21,6 +21,8 @@ from sagewheels.target import Target, Torch
 from sagewheels.toolkit import Toolkit
 
 GB = 1_000_000_000
+NVCC_13 = "--compress-mode=size -Xptxas -split-compile=8"
+"""What the manifest tells an nvcc of CUDA 13."""
 COMMIT = "eb615cf6cf4d221338033340ee2de1c37fbdba4a"
 
 
@@ -88,7 +90,7 @@ def plan(sage: Recipe) -> Plan:
         jobs=buildplan.Jobs(at_once=8, memory=64 * GB, extensions=3, why="8 cores"),
         tools="setuptools-80.9.0 ninja-1.13.0",
         glibc="2.39",
-        flags=buildplan.Flags(cxx="-g0", nvcc="--compress-mode=size", link="-Wl,-s"),
+        flags=buildplan.Flags(cxx="-g0", nvcc=NVCC_13, link="-Wl,-s"),
     )
 
 
@@ -185,6 +187,7 @@ def test_the_build_key_does_not_change_with_what_makes_no_other_wheel(plan: Plan
     rules = plan.recipe.unit_rules
     same = [
         replace(plan, jobs=buildplan.Jobs(at_once=1, memory=1, extensions=1, why="")),
+        replace(plan, launcher="/usr/bin/ccache"),
         with_toolkit(plan, home=Path("/elsewhere"), origin="nvcc on PATH"),
         with_target(plan, python=Path("/other/bin/python"), prefix=Path("/other"), versions={"numpy": "2"}),
         with_target(plan, version="3.12.9"),
@@ -217,15 +220,16 @@ def test_the_plan_is_what_is_here(plan: Plan, prepare: Callable[..., Plan]) -> N
     ("settings", "cuda", "flags"),
     [
         (Settings(), "12.6", buildplan.Flags(cxx="-g0", nvcc="", link="-Wl,-s")),
+        (Settings(), "12.8", buildplan.Flags(cxx="-g0", nvcc="--compress-mode=size", link="-Wl,-s")),
         (
             Settings(nvcc_append_flags="--threads 8"),
             "13.0",
-            buildplan.Flags(cxx="-g0", nvcc="--compress-mode=size --threads 8", link="-Wl,-s"),
+            buildplan.Flags(cxx="-g0", nvcc=f"{NVCC_13} --threads 8", link="-Wl,-s"),
         ),
         (
             Settings(environ={"CXX_APPEND_FLAGS": " -O1  -g1 ", "LDFLAGS": "-L/x"}),
             "13.0",
-            buildplan.Flags(cxx="-g0 -O1 -g1", nvcc="--compress-mode=size", link="-Wl,-s -L/x"),
+            buildplan.Flags(cxx="-g0 -O1 -g1", nvcc=NVCC_13, link="-Wl,-s -L/x"),
         ),
     ],
 )
@@ -257,7 +261,7 @@ def test_each_extension_has_its_own_archs(prepare: Callable[..., Plan]) -> None:
 
 def test_every_field_of_a_plan_is_weighed_in_these_tests() -> None:
     """A new field is either an input of the key or it is not: say so above."""
-    known = {"recipe", "rules", "archs", "target", "toolkit", "jobs", "tools", "glibc", "flags"}
+    known = {"recipe", "rules", "archs", "target", "toolkit", "jobs", "tools", "glibc", "flags", "launcher"}
     assert {item.name for item in fields(Plan)} == known
 
 
