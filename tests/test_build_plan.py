@@ -406,7 +406,7 @@ def test_what_the_source_is_told(plan: Plan, tmp_path: Path) -> None:
     assert env["PATH"] == f"{tools}/bin:{tmp_path}/cuda/bin:/bin"
     assert {name: env[name] for name in ("CXX_APPEND_FLAGS", "NVCC_APPEND_FLAGS", "LDFLAGS", "PYTHONPATH")} == {
         "CXX_APPEND_FLAGS": "-g0",
-        "NVCC_APPEND_FLAGS": "--compress-mode=size",
+        "NVCC_APPEND_FLAGS": NVCC_13,
         "LDFLAGS": "-Wl,-s",
         "PYTHONPATH": tools,
     }
