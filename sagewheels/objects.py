@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -50,7 +51,7 @@ class Objects:
                 continue
             try:
                 part = output.with_name(f".{output.name}.{threading.get_ident()}")
-                shutil.copyfile(path.with_name(f"{entry.object}.o"), part)
+                shutil.copyfile(_regular(path.with_name(f"{entry.object}.o")), part)
                 if _digest(part) == entry.object:
                     part.replace(output)
                     return entry
@@ -98,7 +99,7 @@ class Objects:
         """The readable entries under a key; what cannot be read is passed over."""
         for path in sorted((self._folder / key[:2] / key).glob("*.json")):
             try:
-                yield path, _entry(json.loads(path.read_text(encoding="utf-8")))
+                yield path, _entry(json.loads(_regular(path).read_text(encoding="utf-8")))
             except (OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
                 ui.say("build", f"the cache entry {path.name} cannot be read: compiling again")
 
@@ -116,9 +117,16 @@ def _entry(data: Any) -> Entry:
     )
 
 
+def _regular(path: Path) -> Path:
+    """The path. Raises OSError where it leads to no file: to read a pipe or a device may never end."""
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "Not a file", str(path))
+    return path
+
+
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with _regular(path).open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

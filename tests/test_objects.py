@@ -133,6 +133,24 @@ def test_a_damaged_object_is_not_used(place: Path, damage: str, capsys: pytest.C
         assert found(place) == OBJECT, "compiled again, it is whole again"
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("what", ["entry", "object", "dependency"])
+def test_what_never_ends_is_not_read(place: Path, kind: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(place)
+    described, made = entry_files(place)
+    path = {"entry": described, "object": made, "dependency": place / "src" / "a.h"}[what]
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    assert found(place) is None
+    assert capsys.readouterr().out == {
+        "entry": f"[build] the cache entry {described.name} cannot be read: compiling again\n",
+        "object": "[build] the cached object of a.cu is damaged: compiling it again\n",
+        "dependency": "",
+    }[what]
+    keep(place)
+    assert found(place) == (None if what == "dependency" else OBJECT)
+
+
 GOOD: dict[str, Any] = {
     "schema": 1,
     "unit": "a.cu",
