@@ -6,6 +6,7 @@ told here, so that every compile belongs to the session of the build, and ends w
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,8 +154,11 @@ class Compilers:
         pieces = units.parts(unit, self._parts(unit.source.partition("/")[2]))
         places = [self._place() for _ in pieces]
         inbox = _Inbox(results, self._is_failed)
-        with ThreadPoolExecutor(len(pieces)) as threads:
-            done = list(threads.map(lambda piece, place: self._compile(piece, place, tell, inbox), pieces, places))
+        begun = [
+            _begun(functools.partial(self._compile, piece, place, tell, inbox))
+            for piece, place in zip(pieces, places, strict=True)
+        ]
+        done = [future.result() for future in begun]
         failed = sorted((result for result in done if result[0]), key=lambda result: not result[1])
         if failed:  # the one that says why, before those that were ended for it
             return failed[0]
@@ -229,6 +233,20 @@ class Compilers:
         with self._lock:
             self._done += 1
             self._reused += reused
+
+
+def _begun(work: Callable[[], tuple[int, str]]) -> Future[tuple[int, str]]:
+    """Begins it in a thread that, unlike an executor's, nobody waits for when the build is interrupted."""
+    future: Future[tuple[int, str]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # for who asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _lacked_memory(result: Mapping[str, Any]) -> bool:

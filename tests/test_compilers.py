@@ -464,8 +464,8 @@ rule cuda
 """
 
 
-def under_ninja(place: Place, sources: Mapping[str, str]) -> subprocess.Popen[str]:
-    """A process of its own that answers the compilers of a real ninja, as build does."""
+def under_ninja(place: Place, sources: Mapping[str, str], before: str = "") -> subprocess.Popen[str]:
+    """A process of its own that answers the compilers of a real ninja, as build does; `before` is run first."""
     rules = RULES
     for name, text in sources.items():
         source = place.source(name, text).replace(" ", "$ ")
@@ -473,7 +473,7 @@ def under_ninja(place: Place, sources: Mapping[str, str]) -> subprocess.Popen[st
         rules += f"build {made}: cuda {source}\n"
     (place.folder / "rules.ninja").write_text(rules)
     return subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(place.folder)],
+        [sys.executable, "-c", before + SERVER, str(place.folder)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "CALLS": str(place.calls)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -509,6 +509,26 @@ def test_what_the_build_started_ends_with_it(place: Place, kind: signal.Signals)
         process.send_signal(kind)
         assert process.wait(10) != 0
         assert [pid for pid in below if not gone(pid, 2)] == []
+
+
+@needs_ninja
+def test_a_cache_that_does_not_answer_holds_nobody(place: Place) -> None:
+    """An NFS server that is gone: Ctrl-C ends the build all the same."""
+    before = """
+import pathlib, sys, time
+from sagewheels.objects import Objects
+def find(*_):
+    pathlib.Path(sys.argv[1], "asked").touch()
+    time.sleep(30)
+Objects.find = find
+"""
+    with under_ninja(place, {"a.cu": "code\n"}, before) as process:
+        until((place.folder / "asked").exists)
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(5) != 0
+        finally:
+            process.kill()
 
 
 @needs_ninja
