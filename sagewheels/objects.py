@@ -17,7 +17,8 @@ from typing import Any
 from sagewheels import ui
 from sagewheels.manifest import SHA256
 
-_SCHEMA = 1
+_SCHEMA = 2
+"""2: an object is named by its hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +97,19 @@ class Objects:
         return self._hashes[name]
 
     def _entries(self, key: str) -> Iterator[tuple[Path, Entry]]:
-        """The readable entries under a key; what cannot be read is passed over."""
+        """The readable entries under a key; what cannot be read is passed over, and said."""
         for path in sorted((self._folder / key[:2] / key).glob("*.json")):
             try:
-                yield path, _entry(json.loads(_regular(path).read_text(encoding="utf-8")))
+                data = json.loads(_regular(path).read_text(encoding="utf-8"))
+                # Who shares the folder may be of another version: its entries are no fault.
+                if not _is_of_others(data["schema"]):
+                    yield path, _entry(data)
             except (OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
                 ui.say("build", f"the cache entry {path.name} cannot be read: compiling again")
+
+
+def _is_of_others(schema: Any) -> bool:
+    return type(schema) is int and schema != _SCHEMA
 
 
 def _entry(data: Any) -> Entry:

@@ -152,7 +152,7 @@ def test_what_never_ends_is_not_read(place: Path, kind: str, what: str, capsys: 
 
 
 GOOD: dict[str, Any] = {
-    "schema": 1,
+    "schema": 2,
     "unit": "a.cu",
     "object": "ab" * 32,
     "dependencies": {"src/a.cu": "cd" * 32},
@@ -172,7 +172,8 @@ GOOD: dict[str, Any] = {
         "{}",
         "\x00",
         "[" * 100_000,
-        json.dumps({**GOOD, "schema": 2}),
+        json.dumps({**GOOD, "schema": "2"}),
+        json.dumps({**GOOD, "schema": None}),
         json.dumps({**GOOD, "dependencies": []}),
         json.dumps({**GOOD, "dependencies": ["src/a.cu"]}),
         json.dumps({**GOOD, "dependencies": {}}),
@@ -193,6 +194,18 @@ def test_an_entry_that_is_none_is_passed_over(place: Path, text: str, capsys: py
     assert capsys.readouterr().out == "[build] the cache entry 0000.json cannot be read: compiling again\n"
     described.write_text(described.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     assert found(place) is None
+
+
+@pytest.mark.parametrize("schema", [1, 3])
+def test_entries_of_another_version_are_passed_over_in_silence(
+    place: Path, schema: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(place)
+    described, _ = entry_files(place)
+    data = json.loads(described.read_text(encoding="utf-8"))
+    described.write_text(json.dumps({**data, "schema": schema}), encoding="utf-8")
+    assert found(place) is None
+    assert capsys.readouterr().out == ""
 
 
 def test_an_entry_of_strange_names_is_no_match(place: Path) -> None:
