@@ -84,7 +84,9 @@ class Objects:
             if not self._is_told.is_set():
                 self._is_told.set()
                 ui.warn(
-                    "build", f"objects cannot be kept in {self._folder} ({error.strerror}): they are compiled again"
+                    "build",
+                    f"objects cannot be kept in {self._folder} ({error.strerror}): they are compiled again. "
+                    "Set OBJECT_CACHE_DIR to a folder that can be written",
                 )
 
     def hash_of(self, name: str) -> str:

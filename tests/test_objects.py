@@ -23,6 +23,7 @@ from sagewheels.resources import ROOT
 
 KEY = "ab" * 32
 OBJECT = b"the object" * 1000
+REMEDY = "Set OBJECT_CACHE_DIR to a folder that can be written"
 
 
 @pytest.fixture
@@ -235,7 +236,7 @@ def test_a_full_disk_is_said_once_and_nothing_stays(
     for key in (KEY, "cd" * 32):
         one.keep(key, "a.cu", place / "made.o", ("src/a.cu",), seconds=1, memory=1)
     said = capsys.readouterr()
-    line = f"objects cannot be kept in {place / 'cache'} (No space left on device): they are compiled again"
+    line = f"objects cannot be kept in {place / 'cache'} (No space left on device): they are compiled again. {REMEDY}"
     assert (said.out, said.err) == ("", f"[build] warning: {line}\n")
     assert [path for path in (place / "cache").rglob("*") if path.is_file()] == []
     assert (place / "made.o").read_bytes() == OBJECT
@@ -245,7 +246,7 @@ def test_a_folder_that_cannot_be_written(place: Path, capsys: pytest.CaptureFixt
     """A file in its place, which stops root too."""
     (place / "cache").write_text("no folder")
     keep(place)
-    line = f"objects cannot be kept in {place / 'cache'} (Not a directory): they are compiled again"
+    line = f"objects cannot be kept in {place / 'cache'} (Not a directory): they are compiled again. {REMEDY}"
     assert capsys.readouterr().err == f"[build] warning: {line}\n"
     assert found(place) is None
 
@@ -261,7 +262,7 @@ def test_a_folder_of_others_is_read(place: Path, capsys: pytest.CaptureFixture[s
         keep(place)
     finally:
         described.parent.chmod(0o700)
-    assert "(Permission denied): they are compiled again" in capsys.readouterr().err
+    assert f"(Permission denied): they are compiled again. {REMEDY}" in capsys.readouterr().err
 
 
 def test_many_threads_find_the_same(place: Path) -> None:
