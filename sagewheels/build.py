@@ -39,12 +39,19 @@ from sagewheels.schedule import Appetite, Pool
 from sagewheels.source import Checkout
 
 Made = tuple[Path, WheelManifest]
+_RAISED = re.compile(r"^[\w.]*(?:Error|Exception)(?::|$)")
 _MATTERS = (
     re.compile(r"\bKilled\b|signal 9|out of memory|No space left"),
     re.compile(r"\b(?:fatal )?error\b *:|\berror #\d|^#error|undefined reference|cannot find -l|No such file"),
-    re.compile(r"ptxas fatal|nvcc fatal|cicc.*fail|Segmentation"),
-    re.compile(r"\b(?:\w+Error|FAILED|Exception)\b"),
+    re.compile(r"(?:ptxas|nvcc) fatal|nvlink (?:fatal|error)|cicc.*fail|Segmentation"),
+    _RAISED,
+    re.compile(r"\b(?:\w+Error|Exception)\b"),
+    re.compile(r"\bFAILED\b"),
 )
+"""The most telling one first."""
+
+_ECHOED = re.compile(r"\[|\s+(?:raise |File \")")
+"""ninja shows whole compiler commands, in which -Werror and the like are no errors, and a traceback shows source."""
 
 
 def run(
@@ -245,11 +252,12 @@ def _standing(counted: Counted, expected: int) -> str:
 def matters(log: Path) -> str:
     """The line of a build log that says why it failed, with its number."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = [(number, line) for number, line in enumerate(lines, 1) if len(line) < 1000 and not _ECHOED.match(line)]
     for pattern in _MATTERS:
-        for number, line in enumerate(lines, 1):
-            # ninja echoes whole compiler commands, in which -Werror and the like are no errors.
-            if len(line) < 1000 and pattern.search(line) and not line.startswith("["):
-                return f"{line.strip()[:300]} (line {number})"
+        found = [f"{line.strip()[:300]} (line {number})" for number, line in said if pattern.search(line)]
+        if found:
+            # The first complaint of a compiler brings the others; of Python's errors the last is the one that ends it.
+            return found[-1 if pattern is _RAISED else 0]
     return f"{lines[-1].strip()[:300]} (last line)" if lines else "the log is empty"
 
 

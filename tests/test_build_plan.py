@@ -354,6 +354,33 @@ FAILED = "FAILED: [code=1] /src/fused.o"
             id="Python alone",
         ),
         pytest.param(
+            [
+                FAILED,
+                "Traceback (most recent call last):",
+                '  File "/x/cpp_extension.py", line 2597, in _run_ninja_build',
+                "    raise CalledProcessError(retcode, process.args)",
+                "subprocess.CalledProcessError: Command '['ninja', '-v']' returned non-zero exit status 1.",
+                "",
+                "Traceback (most recent call last):",
+                '  File "/x/build_ext.py", line 9, in SomeError',
+                "    raise RuntimeError(message) from e",
+                "packaging.errors.InvalidThing.Error: the one that ends it",
+                "ninja: build stopped: subcommand failed.",
+            ],
+            "packaging.errors.InvalidThing.Error: the one that ends it (line 10)",
+            id="a traceback",
+        ),
+        pytest.param(
+            [FAILED, "nvlink fatal   : Input file 'a.o' newer than toolkit (130 vs 128)", "RuntimeError: Error"],
+            "nvlink fatal   : Input file 'a.o' newer than toolkit (130 vs 128) (line 2)",
+            id="nvlink",
+        ),
+        pytest.param([NINJA, FAILED, "that was all"], f"{FAILED} (line 2)", id="ninja alone"),
+        pytest.param(
+            [NINJA, "    raise RuntimeError(", "Exception ignored in: <x>"], "Exception ignored in: <x> (line 3)",
+            id="an exception in other words",
+        ),
+        pytest.param(
             [NINJA, "[4/12] c++ -c Exception.cpp", "that was all  "], "that was all (last line)", id="nothing says why"
         ),
         pytest.param(
