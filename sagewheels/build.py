@@ -31,9 +31,9 @@ from sagewheels.bad import Marks
 from sagewheels.buildplan import Plan
 from sagewheels.compilers import Compilers, Counted, Tools
 from sagewheels.config import Settings
-from sagewheels.errors import BuildFailed
+from sagewheels.errors import BuildFailed, UsageError
 from sagewheels.manifest import WheelManifest
-from sagewheels.recipe import UnitRule
+from sagewheels.recipe import Recipe, UnitRule
 from sagewheels.resources import probe_source
 from sagewheels.schedule import Appetite, Pool
 from sagewheels.source import Checkout
@@ -66,7 +66,7 @@ def run(
 
     `archs` are those that it will run on, where they are not the ones that it is compiled for.
 
-    Raises UsageError or StoreError for the source, BuildFailed with the line of the log that matters, and at once for
+    Raises UsageError or StoreError for the source, UsageError for a unit that it has not, BuildFailed with the line of the log that matters, and at once for
     a build key that is known to be bad: the same inputs give the same wheel.
     """
     tree = source.checkout(settings, plan.recipe, settings.work_dir / "source" / plan.recipe.file.stem)
@@ -76,6 +76,7 @@ def run(
         raise BuildFailed(what, "Change torch or patches; build --force and auto --rebuild compile it anyway")
     if not force and (kept := _kept(settings, key)):
         return kept
+    _units_are_there(plan.recipe, tree)
     started = time.monotonic()
     out = settings.work_dir / "out" / key[:16]
     shutil.rmtree(out, ignore_errors=True)
@@ -91,6 +92,18 @@ def run(
     kept_as = wheelhouse.keep(settings, found.path, manifest)
     ui.say("build", f"{kept_as.name}, {ui.size(found.size)}, in {ui.duration(time.monotonic() - started)}")
     return kept_as, manifest
+
+
+def _units_are_there(recipe: Recipe, tree: Checkout) -> None:
+    """What the manifest says of a unit is of a file of the pinned commit; another one may well lack it.
+
+    Raises UsageError: it would count for nothing.
+    """
+    if not recipe.source.path and tree.commit != recipe.source.commit:
+        return
+    for name in recipe.unit_rules:
+        if not (tree.folder / name).is_file():
+            raise UsageError(f'{recipe.file}: unit."{name}" is no file of the source', "Name it as the source does, or take it out")
 
 
 def made_before(settings: Settings, plan: Plan, archs: Sequence[Arch], known_bad: Marks) -> Made | None:

@@ -15,7 +15,7 @@ from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed, UsageError
 from sagewheels.host import Host
-from sagewheels.recipe import Recipe
+from sagewheels.recipe import Recipe, UnitRule
 from sagewheels.source import Checkout
 from sagewheels.target import Target, Torch
 from sagewheels.toolkit import Toolkit
@@ -463,6 +463,25 @@ def test_a_build_that_is_known_to_be_bad_is_refused_at_once(
     spark = bad.by_name([replace(mark, arch="12.1")])
     with pytest.raises(BuildFailed, match=r" is known to be bad on arch 12\.1: not finite "):
         build.run(settings, plan, known_bad=spark, archs=arch.parse_list("12.1"))
+
+
+def test_a_rule_for_a_unit_that_is_not_there(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error would else count for nothing; another commit than the pinned one may lack the file."""
+    tree = Checkout(folder=tmp_path, repo="r", ref="v", commit=COMMIT, epoch=1700000000, patches=())
+    monkeypatch.setattr(source, "checkout", lambda settings, recipe, folder: tree)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "attn.cu").touch()
+    rules = {"csrc/attn.cu": UnitRule(parts=2), "csrc/atn.cu": UnitRule(parts=3)}
+    typed = replace(plan, recipe=replace(plan.recipe, unit_rules=rules))
+    settings = Settings(work_dir=tmp_path / "work", wheelhouse_dir=tmp_path / "house", log_dir=tmp_path / "logs")
+    with pytest.raises(UsageError) as caught:
+        build.run(settings, typed)
+    what = f'{plan.recipe.file}: unit."csrc/atn.cu" is no file of the source'
+    assert str(caught.value) == f"{what}. Name it as the source does, or take it out."
+    assert [path.name for path in tmp_path.iterdir()] == ["csrc"]
+    build._units_are_there(typed.recipe, replace(tree, commit="0" * 40))
+    good = replace(plan.recipe, unit_rules={"csrc/attn.cu": UnitRule(parts=2)})
+    build._units_are_there(good, tree)
 
 
 @pytest.mark.parametrize(("set_", "extensions"), [({}, 1), ({"ext_parallel": 2}, 2)])
