@@ -10,12 +10,13 @@ import functools
 import json
 import os
 import queue
+import re
 import shlex
 import socketserver
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -166,8 +167,7 @@ class Compilers:
         if len(places) == 1:
             places[0].replace(unit.output)
         else:
-            argv: list[str | Path] = ["ld", "-r", "-o", unit.output, *places]
-            proc.run(argv, env=None, error=BuildFailed)
+            _join(unit, places)
         if unit.dependencies:  # each build begins with a fresh checkout, so that ninja has no use for more
             unit.dependencies.write_bytes(b"")
         return 0, "".join(text for _, text in done)
@@ -233,6 +233,19 @@ class Compilers:
         with self._lock:
             self._done += 1
             self._reused += reused
+
+
+def _join(unit: Unit, places: Sequence[Path]) -> None:
+    """Joins the objects of a unit's parts. Raises BuildFailed: most likely each part holds all of the source."""
+    done = proc.run(["ld", "-r", "-o", unit.output, *places])
+    if done.code:
+        name = unit.source.partition("/")[2]
+        twice = re.search(r"multiple definition of [^;\n]*", done.err)
+        why = twice.group() if twice else done.last_line
+        raise BuildFailed(
+            f"{name} in {len(places)} parts does not join: {why}",
+            f'Does the source heed SAGE_PART? Else take parts out of [unit."{name}"]',
+        )
 
 
 def _begun(work: Callable[[], tuple[int, str]]) -> Future[tuple[int, str]]:

@@ -289,6 +289,19 @@ def test_a_unit_in_parts_is_one_object(place: Place, tmp_path: Path) -> None:
             assert subprocess.run([tmp_path / "program"], check=False).returncode == 42
 
 
+@pytest.mark.skipif(not CXX or not shutil.which("ld"), reason="needs a C++ compiler")
+def test_a_source_that_heeds_no_parts(place: Place) -> None:
+    assert CXX
+    place.cxx, place.parts = (CXX,), {"csrc/all.cpp": 3}
+    line = (
+        "csrc/all.cpp in 3 parts does not join: multiple definition of `all()'. "
+        'Does the source heed SAGE_PART? Else take parts out of [unit."csrc/all.cpp"].'
+    )
+    with serving(place) as build:
+        assert ended(build.compile("csrc/all.cpp", "int all() { return 1; }\n")) == (1, f"BuildFailed: {line}\n")
+        assert str(build.compilers.problem) == line
+
+
 @pytest.mark.parametrize(
     ("variable", "argv"), [("PYTORCH_NVCC", ["--version"]), ("CXX", ["-v"]), ("CXX", ["-shared", "a b.o", "-o", "x"])]
 )
