@@ -31,20 +31,27 @@ from sagewheels.bad import Marks
 from sagewheels.buildplan import Plan
 from sagewheels.compilers import Compilers, Counted, Tools
 from sagewheels.config import Settings
-from sagewheels.errors import BuildFailed
+from sagewheels.errors import BuildFailed, UsageError
 from sagewheels.manifest import WheelManifest
-from sagewheels.recipe import UnitRule
+from sagewheels.recipe import Recipe, UnitRule
 from sagewheels.resources import probe_source
 from sagewheels.schedule import Appetite, Pool
 from sagewheels.source import Checkout
 
 Made = tuple[Path, WheelManifest]
+_RAISED = re.compile(r"^[\w.]*(?:Error|Exception)(?::|$)")
 _MATTERS = (
     re.compile(r"\bKilled\b|signal 9|out of memory|No space left"),
     re.compile(r"\b(?:fatal )?error\b *:|\berror #\d|^#error|undefined reference|cannot find -l|No such file"),
-    re.compile(r"ptxas fatal|nvcc fatal|cicc.*fail|Segmentation"),
-    re.compile(r"\b(?:\w+Error|FAILED|Exception)\b"),
+    re.compile(r"(?:ptxas|nvcc) fatal|nvlink (?:fatal|error)|cicc.*fail|Segmentation"),
+    _RAISED,
+    re.compile(r"\b(?:\w+Error|Exception)\b"),
+    re.compile(r"\bFAILED\b"),
 )
+"""The most telling one first."""
+
+_ECHOED = re.compile(r"\[|\s+(?:raise |File \")")
+"""ninja shows whole compiler commands, in which -Werror and the like are no errors, and a traceback shows source."""
 
 
 def run(
@@ -59,7 +66,7 @@ def run(
 
     `archs` are those that it will run on, where they are not the ones that it is compiled for.
 
-    Raises UsageError or StoreError for the source, BuildFailed with the line of the log that matters, and at once for
+    Raises UsageError or StoreError for the source, UsageError for a unit that it has not, BuildFailed with the line of the log that matters, and at once for
     a build key that is known to be bad: the same inputs give the same wheel.
     """
     tree = source.checkout(settings, plan.recipe, settings.work_dir / "source" / plan.recipe.file.stem)
@@ -69,6 +76,7 @@ def run(
         raise BuildFailed(what, "Change torch or patches; build --force and auto --rebuild compile it anyway")
     if not force and (kept := _kept(settings, key)):
         return kept
+    _units_are_there(plan.recipe, tree)
     started = time.monotonic()
     out = settings.work_dir / "out" / key[:16]
     shutil.rmtree(out, ignore_errors=True)
@@ -84,6 +92,18 @@ def run(
     kept_as = wheelhouse.keep(settings, found.path, manifest)
     ui.say("build", f"{kept_as.name}, {ui.size(found.size)}, in {ui.duration(time.monotonic() - started)}")
     return kept_as, manifest
+
+
+def _units_are_there(recipe: Recipe, tree: Checkout) -> None:
+    """What the manifest says of a unit is of a file of the pinned commit; another one may well lack it.
+
+    Raises UsageError: it would count for nothing.
+    """
+    if not recipe.source.path and tree.commit != recipe.source.commit:
+        return
+    for name in recipe.unit_rules:
+        if not (tree.folder / name).is_file():
+            raise UsageError(f'{recipe.file}: unit."{name}" is no file of the source', "Name it as the source does, or take it out")
 
 
 def made_before(settings: Settings, plan: Plan, archs: Sequence[Arch], known_bad: Marks) -> Made | None:
@@ -245,11 +265,12 @@ def _standing(counted: Counted, expected: int) -> str:
 def matters(log: Path) -> str:
     """The line of a build log that says why it failed, with its number."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = [(number, line) for number, line in enumerate(lines, 1) if len(line) < 1000 and not _ECHOED.match(line)]
     for pattern in _MATTERS:
-        for number, line in enumerate(lines, 1):
-            # ninja echoes whole compiler commands, in which -Werror and the like are no errors.
-            if len(line) < 1000 and pattern.search(line) and not line.startswith("["):
-                return f"{line.strip()[:300]} (line {number})"
+        found = [f"{line.strip()[:300]} (line {number})" for number, line in said if pattern.search(line)]
+        if found:
+            # The first complaint of a compiler brings the others; of Python's errors the last is the one that ends it.
+            return found[-1 if pattern is _RAISED else 0]
     return f"{lines[-1].strip()[:300]} (last line)" if lines else "the log is empty"
 
 

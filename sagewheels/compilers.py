@@ -6,16 +6,18 @@ told here, so that every compile belongs to the session of the build, and ends w
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
+import re
 import shlex
 import socketserver
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,8 +155,11 @@ class Compilers:
         pieces = units.parts(unit, self._parts(unit.source.partition("/")[2]))
         places = [self._place() for _ in pieces]
         inbox = _Inbox(results, self._is_failed)
-        with ThreadPoolExecutor(len(pieces)) as threads:
-            done = list(threads.map(lambda piece, place: self._compile(piece, place, tell, inbox), pieces, places))
+        begun = [
+            _begun(functools.partial(self._compile, piece, place, tell, inbox))
+            for piece, place in zip(pieces, places, strict=True)
+        ]
+        done = [future.result() for future in begun]
         failed = sorted((result for result in done if result[0]), key=lambda result: not result[1])
         if failed:  # the one that says why, before those that were ended for it
             return failed[0]
@@ -162,8 +167,7 @@ class Compilers:
         if len(places) == 1:
             places[0].replace(unit.output)
         else:
-            argv: list[str | Path] = ["ld", "-r", "-o", unit.output, *places]
-            proc.run(argv, env=None, error=BuildFailed)
+            _join(unit, places)
         if unit.dependencies:  # each build begins with a fresh checkout, so that ninja has no use for more
             unit.dependencies.write_bytes(b"")
         return 0, "".join(text for _, text in done)
@@ -229,6 +233,33 @@ class Compilers:
         with self._lock:
             self._done += 1
             self._reused += reused
+
+
+def _join(unit: Unit, places: Sequence[Path]) -> None:
+    """Joins the objects of a unit's parts. Raises BuildFailed: most likely each part holds all of the source."""
+    done = proc.run(["ld", "-r", "-o", unit.output, *places])
+    if done.code:
+        name = unit.source.partition("/")[2]
+        twice = re.search(r"multiple definition of [^;\n]*", done.err)
+        why = twice.group() if twice else done.last_line
+        raise BuildFailed(
+            f"{name} in {len(places)} parts does not join: {why}",
+            f'Does the source heed SAGE_PART? Else take parts out of [unit."{name}"]',
+        )
+
+
+def _begun(work: Callable[[], tuple[int, str]]) -> Future[tuple[int, str]]:
+    """Begins it in a thread that, unlike an executor's, nobody waits for when the build is interrupted."""
+    future: Future[tuple[int, str]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # for who asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _lacked_memory(result: Mapping[str, Any]) -> bool:

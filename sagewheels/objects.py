@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,8 @@ from typing import Any
 from sagewheels import ui
 from sagewheels.manifest import SHA256
 
-_SCHEMA = 1
+_SCHEMA = 2
+"""2: an object is named by its hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class Objects:
                 continue
             try:
                 part = output.with_name(f".{output.name}.{threading.get_ident()}")
-                shutil.copyfile(path.with_name(f"{entry.object}.o"), part)
+                shutil.copyfile(_regular(path.with_name(f"{entry.object}.o")), part)
                 if _digest(part) == entry.object:
                     part.replace(output)
                     return entry
@@ -82,7 +84,9 @@ class Objects:
             if not self._is_told.is_set():
                 self._is_told.set()
                 ui.warn(
-                    "build", f"objects cannot be kept in {self._folder} ({error.strerror}): they are compiled again"
+                    "build",
+                    f"objects cannot be kept in {self._folder} ({error.strerror}): they are compiled again. "
+                    "Set OBJECT_CACHE_DIR to a folder that can be written",
                 )
 
     def hash_of(self, name: str) -> str:
@@ -95,12 +99,19 @@ class Objects:
         return self._hashes[name]
 
     def _entries(self, key: str) -> Iterator[tuple[Path, Entry]]:
-        """The readable entries under a key; what cannot be read is passed over."""
+        """The readable entries under a key; what cannot be read is passed over, and said."""
         for path in sorted((self._folder / key[:2] / key).glob("*.json")):
             try:
-                yield path, _entry(json.loads(path.read_text(encoding="utf-8")))
+                data = json.loads(_regular(path).read_text(encoding="utf-8"))
+                # Who shares the folder may be of another version: its entries are no fault.
+                if not _is_of_others(data["schema"]):
+                    yield path, _entry(data)
             except (OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
                 ui.say("build", f"the cache entry {path.name} cannot be read: compiling again")
+
+
+def _is_of_others(schema: Any) -> bool:
+    return type(schema) is int and schema != _SCHEMA
 
 
 def _entry(data: Any) -> Entry:
@@ -116,9 +127,16 @@ def _entry(data: Any) -> Entry:
     )
 
 
+def _regular(path: Path) -> Path:
+    """The path. Raises OSError where it leads to no file: to read a pipe or a device may never end."""
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "Not a file", str(path))
+    return path
+
+
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with _regular(path).open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed, UsageError
 from sagewheels.host import Host
-from sagewheels.recipe import Recipe
+from sagewheels.recipe import Recipe, UnitRule
 from sagewheels.source import Checkout
 from sagewheels.target import Target, Torch
 from sagewheels.toolkit import Toolkit
@@ -358,6 +358,33 @@ FAILED = "FAILED: [code=1] /src/fused.o"
             id="Python alone",
         ),
         pytest.param(
+            [
+                FAILED,
+                "Traceback (most recent call last):",
+                '  File "/x/cpp_extension.py", line 2597, in _run_ninja_build',
+                "    raise CalledProcessError(retcode, process.args)",
+                "subprocess.CalledProcessError: Command '['ninja', '-v']' returned non-zero exit status 1.",
+                "",
+                "Traceback (most recent call last):",
+                '  File "/x/build_ext.py", line 9, in SomeError',
+                "    raise RuntimeError(message) from e",
+                "packaging.errors.InvalidThing.Error: the one that ends it",
+                "ninja: build stopped: subcommand failed.",
+            ],
+            "packaging.errors.InvalidThing.Error: the one that ends it (line 10)",
+            id="a traceback",
+        ),
+        pytest.param(
+            [FAILED, "nvlink fatal   : Input file 'a.o' newer than toolkit (130 vs 128)", "RuntimeError: Error"],
+            "nvlink fatal   : Input file 'a.o' newer than toolkit (130 vs 128) (line 2)",
+            id="nvlink",
+        ),
+        pytest.param([NINJA, FAILED, "that was all"], f"{FAILED} (line 2)", id="ninja alone"),
+        pytest.param(
+            [NINJA, "    raise RuntimeError(", "Exception ignored in: <x>"], "Exception ignored in: <x> (line 3)",
+            id="an exception in other words",
+        ),
+        pytest.param(
             [NINJA, "[4/12] c++ -c Exception.cpp", "that was all  "], "that was all (last line)", id="nothing says why"
         ),
         pytest.param(
@@ -440,6 +467,25 @@ def test_a_build_that_is_known_to_be_bad_is_refused_at_once(
     spark = bad.by_name([replace(mark, arch="12.1")])
     with pytest.raises(BuildFailed, match=r" is known to be bad on arch 12\.1: not finite "):
         build.run(settings, plan, known_bad=spark, archs=arch.parse_list("12.1"))
+
+
+def test_a_rule_for_a_unit_that_is_not_there(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error would else count for nothing; another commit than the pinned one may lack the file."""
+    tree = Checkout(folder=tmp_path, repo="r", ref="v", commit=COMMIT, epoch=1700000000, patches=())
+    monkeypatch.setattr(source, "checkout", lambda settings, recipe, folder: tree)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "attn.cu").touch()
+    rules = {"csrc/attn.cu": UnitRule(parts=2), "csrc/atn.cu": UnitRule(parts=3)}
+    typed = replace(plan, recipe=replace(plan.recipe, unit_rules=rules))
+    settings = Settings(work_dir=tmp_path / "work", wheelhouse_dir=tmp_path / "house", log_dir=tmp_path / "logs")
+    with pytest.raises(UsageError) as caught:
+        build.run(settings, typed)
+    what = f'{plan.recipe.file}: unit."csrc/atn.cu" is no file of the source'
+    assert str(caught.value) == f"{what}. Name it as the source does, or take it out."
+    assert [path.name for path in tmp_path.iterdir()] == ["csrc"]
+    build._units_are_there(typed.recipe, replace(tree, commit="0" * 40))
+    good = replace(plan.recipe, unit_rules={"csrc/attn.cu": UnitRule(parts=2)})
+    build._units_are_there(good, tree)
 
 
 @pytest.mark.parametrize(("set_", "extensions"), [({}, 1), ({"ext_parallel": 2}, 2)])

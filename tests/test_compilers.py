@@ -289,6 +289,19 @@ def test_a_unit_in_parts_is_one_object(place: Place, tmp_path: Path) -> None:
             assert subprocess.run([tmp_path / "program"], check=False).returncode == 42
 
 
+@pytest.mark.skipif(not CXX or not shutil.which("ld"), reason="needs a C++ compiler")
+def test_a_source_that_heeds_no_parts(place: Place) -> None:
+    assert CXX
+    place.cxx, place.parts = (CXX,), {"csrc/all.cpp": 3}
+    line = (
+        "csrc/all.cpp in 3 parts does not join: multiple definition of `all()'. "
+        'Does the source heed SAGE_PART? Else take parts out of [unit."csrc/all.cpp"].'
+    )
+    with serving(place) as build:
+        assert ended(build.compile("csrc/all.cpp", "int all() { return 1; }\n")) == (1, f"BuildFailed: {line}\n")
+        assert str(build.compilers.problem) == line
+
+
 @pytest.mark.parametrize(
     ("variable", "argv"), [("PYTORCH_NVCC", ["--version"]), ("CXX", ["-v"]), ("CXX", ["-shared", "a b.o", "-o", "x"])]
 )
@@ -464,8 +477,8 @@ rule cuda
 """
 
 
-def under_ninja(place: Place, sources: Mapping[str, str]) -> subprocess.Popen[str]:
-    """A process of its own that answers the compilers of a real ninja, as build does."""
+def under_ninja(place: Place, sources: Mapping[str, str], before: str = "") -> subprocess.Popen[str]:
+    """A process of its own that answers the compilers of a real ninja, as build does; `before` is run first."""
     rules = RULES
     for name, text in sources.items():
         source = place.source(name, text).replace(" ", "$ ")
@@ -473,7 +486,7 @@ def under_ninja(place: Place, sources: Mapping[str, str]) -> subprocess.Popen[st
         rules += f"build {made}: cuda {source}\n"
     (place.folder / "rules.ninja").write_text(rules)
     return subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(place.folder)],
+        [sys.executable, "-c", before + SERVER, str(place.folder)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "CALLS": str(place.calls)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -509,6 +522,26 @@ def test_what_the_build_started_ends_with_it(place: Place, kind: signal.Signals)
         process.send_signal(kind)
         assert process.wait(10) != 0
         assert [pid for pid in below if not gone(pid, 2)] == []
+
+
+@needs_ninja
+def test_a_cache_that_does_not_answer_holds_nobody(place: Place) -> None:
+    """An NFS server that is gone: Ctrl-C ends the build all the same."""
+    before = """
+import pathlib, sys, time
+from sagewheels.objects import Objects
+def find(*_):
+    pathlib.Path(sys.argv[1], "asked").touch()
+    time.sleep(30)
+Objects.find = find
+"""
+    with under_ninja(place, {"a.cu": "code\n"}, before) as process:
+        until((place.folder / "asked").exists)
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(5) != 0
+        finally:
+            process.kill()
 
 
 @needs_ninja

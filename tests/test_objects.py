@@ -23,6 +23,7 @@ from sagewheels.resources import ROOT
 
 KEY = "ab" * 32
 OBJECT = b"the object" * 1000
+REMEDY = "Set OBJECT_CACHE_DIR to a folder that can be written"
 
 
 @pytest.fixture
@@ -133,8 +134,26 @@ def test_a_damaged_object_is_not_used(place: Path, damage: str, capsys: pytest.C
         assert found(place) == OBJECT, "compiled again, it is whole again"
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("what", ["entry", "object", "dependency"])
+def test_what_never_ends_is_not_read(place: Path, kind: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(place)
+    described, made = entry_files(place)
+    path = {"entry": described, "object": made, "dependency": place / "src" / "a.h"}[what]
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    assert found(place) is None
+    assert capsys.readouterr().out == {
+        "entry": f"[build] the cache entry {described.name} cannot be read: compiling again\n",
+        "object": "[build] the cached object of a.cu is damaged: compiling it again\n",
+        "dependency": "",
+    }[what]
+    keep(place)
+    assert found(place) == (None if what == "dependency" else OBJECT)
+
+
 GOOD: dict[str, Any] = {
-    "schema": 1,
+    "schema": 2,
     "unit": "a.cu",
     "object": "ab" * 32,
     "dependencies": {"src/a.cu": "cd" * 32},
@@ -154,7 +173,8 @@ GOOD: dict[str, Any] = {
         "{}",
         "\x00",
         "[" * 100_000,
-        json.dumps({**GOOD, "schema": 2}),
+        json.dumps({**GOOD, "schema": "2"}),
+        json.dumps({**GOOD, "schema": None}),
         json.dumps({**GOOD, "dependencies": []}),
         json.dumps({**GOOD, "dependencies": ["src/a.cu"]}),
         json.dumps({**GOOD, "dependencies": {}}),
@@ -175,6 +195,18 @@ def test_an_entry_that_is_none_is_passed_over(place: Path, text: str, capsys: py
     assert capsys.readouterr().out == "[build] the cache entry 0000.json cannot be read: compiling again\n"
     described.write_text(described.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     assert found(place) is None
+
+
+@pytest.mark.parametrize("schema", [1, 3])
+def test_entries_of_another_version_are_passed_over_in_silence(
+    place: Path, schema: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(place)
+    described, _ = entry_files(place)
+    data = json.loads(described.read_text(encoding="utf-8"))
+    described.write_text(json.dumps({**data, "schema": schema}), encoding="utf-8")
+    assert found(place) is None
+    assert capsys.readouterr().out == ""
 
 
 def test_an_entry_of_strange_names_is_no_match(place: Path) -> None:
@@ -204,7 +236,7 @@ def test_a_full_disk_is_said_once_and_nothing_stays(
     for key in (KEY, "cd" * 32):
         one.keep(key, "a.cu", place / "made.o", ("src/a.cu",), seconds=1, memory=1)
     said = capsys.readouterr()
-    line = f"objects cannot be kept in {place / 'cache'} (No space left on device): they are compiled again"
+    line = f"objects cannot be kept in {place / 'cache'} (No space left on device): they are compiled again. {REMEDY}"
     assert (said.out, said.err) == ("", f"[build] warning: {line}\n")
     assert [path for path in (place / "cache").rglob("*") if path.is_file()] == []
     assert (place / "made.o").read_bytes() == OBJECT
@@ -214,7 +246,7 @@ def test_a_folder_that_cannot_be_written(place: Path, capsys: pytest.CaptureFixt
     """A file in its place, which stops root too."""
     (place / "cache").write_text("no folder")
     keep(place)
-    line = f"objects cannot be kept in {place / 'cache'} (Not a directory): they are compiled again"
+    line = f"objects cannot be kept in {place / 'cache'} (Not a directory): they are compiled again. {REMEDY}"
     assert capsys.readouterr().err == f"[build] warning: {line}\n"
     assert found(place) is None
 
@@ -230,7 +262,7 @@ def test_a_folder_of_others_is_read(place: Path, capsys: pytest.CaptureFixture[s
         keep(place)
     finally:
         described.parent.chmod(0o700)
-    assert "(Permission denied): they are compiled again" in capsys.readouterr().err
+    assert f"(Permission denied): they are compiled again. {REMEDY}" in capsys.readouterr().err
 
 
 def test_many_threads_find_the_same(place: Path) -> None:
