@@ -85,7 +85,8 @@ def unsuited(kit: Toolkit, torch: Torch, rules: Sequence[ArchRule]) -> str:
 def torch_of(found: Target) -> Torch:
     """The torch to compile against. Raises UsageError where there is none with CUDA."""
     if found.torch is None or not found.torch.cuda:
-        raise UsageError("the target has no CUDA torch to compile against", "Run the stack task first")
+        remedy = "Run stack, or name another Python with --python"
+        raise UsageError(f"{found.python} has no CUDA torch to compile against", remedy)
     return found.torch
 
 

@@ -453,7 +453,8 @@ def test_all_that_is_wrong_is_said_at_once(
 
 def test_a_target_without_a_cuda_torch(settings: Settings, found: Target, thing: Recipe) -> None:
     line = check(settings, replace(found, torch=None), thing)
-    assert line == "the target has no CUDA torch to compile against. Run the stack task first."
+    remedy = "Run stack, or name another Python with --python."
+    assert line == f"{found.python} has no CUDA torch to compile against. {remedy}"
 
 
 # Host compiler and build tools

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -157,20 +156,12 @@ def test_candidates_without_a_host_compiler(home: Path, found: Target) -> None:
     assert kit.compiler == ""
 
 
-@pytest.mark.parametrize(
-    ("changed", "line"),
-    [
-        ({"torch": None}, "the target has no CUDA torch to compile against. Run the stack task first."),
-        (
-            {"torch": Torch(folder=Path("/t"), version="2.11.0+cpu", cuda="")},
-            "the target has no CUDA torch to compile against. Run the stack task first.",
-        ),
-    ],
-)
-def test_what_a_target_needs_to_be_compiled_for(found: Target, changed: dict[str, Any], line: str) -> None:
+@pytest.mark.parametrize("torch", [None, Torch(folder=Path("/t"), version="2.11.0+cpu", cuda="")])
+def test_what_a_target_needs_to_be_compiled_for(found: Target, torch: Torch | None) -> None:
     with pytest.raises(UsageError) as caught:
-        toolkit.candidates(settings(), replace(found, **changed))
-    assert str(caught.value) == line
+        toolkit.candidates(settings(), replace(found, torch=torch))
+    remedy = "Run stack, or name another Python with --python."
+    assert str(caught.value) == f"{found.python} has no CUDA torch to compile against. {remedy}"
 
 
 def test_the_environment_of_a_compiler() -> None:
