@@ -123,6 +123,17 @@ def test_the_order_of_toolkits_is_how_much_the_user_meant_them(tmp_path: Path, f
     assert [item for item in homes if item[1] != "/usr/local"] == [(first, "CUDA_HOME")], "each once"
 
 
+def test_a_relative_cuda_home_is_where_the_user_stands(
+    tmp_path: Path, found: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler is run elsewhere; a link stays a link."""
+    make_toolkit(tmp_path / "cuda-13.0")
+    (tmp_path / "cuda").symlink_to("cuda-13.0")
+    monkeypatch.chdir(tmp_path)
+    kits = toolkit.candidates(settings(CUDA_HOME="cuda"), found)
+    assert (kits[0].home, kits[0].origin) == (tmp_path / "cuda", "CUDA_HOME")
+
+
 @pytest.fixture
 def nothing_in_usr_local(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toolkits of the machine that runs the tests are out of sight."""
