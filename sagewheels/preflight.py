@@ -31,6 +31,12 @@ _TOOLKIT_DISK = 700_000_000
 """The toolkit takes 280 MB, and as much again in the cache of uv or pip."""
 _TEMPORARY_DISK = 100_000_000
 """For each compiler at once: 70 MB were seen."""
+_WHEEL_DISK = 10_000_000
+"""For a wheel of 1 to 6 MB, or a log."""
+
+_NOT_IN_PATHS = "$:'\"\\;&|()<>`\n"
+"""What the build files of torch's build, or the shells that they start, take for something else; a blank they take."""
+_NAMES = {"\n": "a newline", " ": "a blank, as TMPDIR does"}
 
 
 Tried = list[tuple[Toolkit, list[str]]]
@@ -79,6 +85,7 @@ def check(
     archs = recipe.cubins_for(archs)
     looked = look(settings, recipe, archs, target, shims=shims)
     making = not looked.kit and looked.may_make
+    _cache(settings)
     findings = [*room(settings, recipe, here, work=_BUILD_DISK + making * _TOOLKIT_DISK), *looked.findings]
     _raise([item for item in findings if item.bad and not (making and item.what == "toolkit")])
     seconds = time.monotonic() - started
@@ -124,16 +131,35 @@ def room(settings: Settings, recipe: Recipe, here: Host, *, work: int = _BUILD_D
     yield _disk(settings, work)
     units = sum(recipe.units.values())
     yield _folder("TMPDIR", Path(tempfile.gettempdir()), _TEMPORARY_DISK * min(here.cores, units))
+    for key, folder in (("WHEELHOUSE_DIR", settings.wheelhouse_dir), ("LOG_DIR", settings.log_dir)):
+        finding = _folder(key, folder, _WHEEL_DISK)
+        if finding.bad:  # in most cases they are beside WORK_DIR, of which the same was said
+            yield finding
 
 
 def _disk(settings: Settings, need: int) -> Finding:
+    # What is called at each compile lies in the temporary folder where WORK_DIR holds a blank.
+    refused = _NOT_IN_PATHS + " " * (" " in tempfile.gettempdir())
+    for folder in (settings.work_dir.absolute(), settings.work_dir.resolve()):
+        if held := [_NAMES.get(char, char) for char in refused if char in str(folder)]:
+            found = f"WORK_DIR {folder} holds {' and '.join(held)}, which torch's build cannot take"
+            return Finding(what="disk", found=found, bad=True, remedy="Set WORK_DIR to a folder of another name")
     finding = _folder("WORK_DIR", settings.work_dir, need, runs_programs=True)
     return Finding(what="disk", found=finding.found, bad=finding.bad, remedy=finding.remedy)
+
+
+def _cache(settings: Settings) -> None:
+    """A warning where the user's own OBJECT_CACHE_DIR cannot be written: a build only takes longer without it."""
+    finding = _folder("OBJECT_CACHE_DIR", settings.objects, 0)
+    if settings.object_cache_dir and finding.bad:
+        ui.warn("preflight", f"OBJECT_CACHE_DIR: {finding.found}: no object is kept for the next build")
 
 
 def _folder(key: str, folder: Path, need: int, *, runs_programs: bool = False) -> Finding:
     """Room for files in a folder, which may not be there yet, and that they can be written, and run."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        return Finding(what=key, found=f"{there} is not a folder", bad=True, remedy=f"Set {key} to a folder")
     free = host.free_disk(there)
     elsewhere = f"set {key} to a folder on another disk"
     if not os.access(there, os.W_OK):

@@ -141,8 +141,7 @@ def do_verify(job: Job, made: Made) -> None:
 def do_build(job: Job, *, force: bool = False) -> Made | None:
     """A wheel for the archs in the wheelhouse; None in a dry run. Raises UsageError, StoreError, BuildFailed."""
     job.recipe.cubins_for(job.archs)
-    if job.target.torch is None or not job.target.torch.cuda:
-        raise UsageError("the target has no CUDA torch to compile against", "Run the stack task first")
+    toolkit.torch_of(job.target)
     if job.dry_run:
         units = sum(job.recipe.units[name] for name in job.recipe.extensions(job.archs))
         plan = buildplan.jobs(job.settings, job.recipe, job.archs, job.host)

@@ -85,7 +85,8 @@ def unsuited(kit: Toolkit, torch: Torch, rules: Sequence[ArchRule]) -> str:
 def torch_of(found: Target) -> Torch:
     """The torch to compile against. Raises UsageError where there is none with CUDA."""
     if found.torch is None or not found.torch.cuda:
-        raise UsageError("the target has no CUDA torch to compile against", "Run the stack task first")
+        remedy = "Run stack, or name another Python with --python"
+        raise UsageError(f"{found.python} has no CUDA torch to compile against", remedy)
     return found.torch
 
 
@@ -93,7 +94,9 @@ def _homes(settings: Settings, torch: Torch) -> Iterator[tuple[Path, str]]:
     """Places where a toolkit may be, each once, in the order of how much the user meant it."""
     seen: set[Path] = set()
     program = shutil.which("nvcc", path=settings.variable("PATH") or None)
-    places = [(Path(settings.variable(name)), name) for name in ("CUDA_HOME", "CUDA_PATH") if settings.variable(name)]
+    named = [(settings.variable(name), name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    # The build stands in another folder than the user.
+    places = [(Path(home).absolute(), name) for home, name in named if home]
     if program:
         places.append((_home_of(settings, Path(program)), "nvcc on PATH"))
     root = Path("/usr/local")

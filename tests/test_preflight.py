@@ -453,7 +453,8 @@ def test_all_that_is_wrong_is_said_at_once(
 
 def test_a_target_without_a_cuda_torch(settings: Settings, found: Target, thing: Recipe) -> None:
     line = check(settings, replace(found, torch=None), thing)
-    assert line == "the target has no CUDA torch to compile against. Run the stack task first."
+    remedy = "Run stack, or name another Python with --python."
+    assert line == f"{found.python} has no CUDA torch to compile against. {remedy}"
 
 
 # Host compiler and build tools
@@ -576,6 +577,87 @@ def test_a_work_folder_that_cannot_be_used(settings: Settings, thing: Recipe, mo
     finding = room(settings, thing)["disk"]
     assert finding.found == f"{work} is mounted noexec: the build tools that go there could not run"
     assert finding.remedy == "Set WORK_DIR to a folder on another disk"
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("a$b", "$"),
+        ("a:b", ":"),
+        ("a'b", "'"),
+        ('a"b', '"'),
+        ("a\\b", "\\"),
+        ("a;b", ";"),
+        ("a & b", "&"),
+        ("a|b", "|"),
+        ("(a)", "( and )"),
+        ("a<b>c", "< and >"),
+        ("a`b", "`"),
+        ("a\nb", "a newline"),
+    ],
+)
+def test_a_work_folder_with_a_name_that_the_build_cannot_take(
+    settings: Settings, thing: Recipe, tmp_path: Path, name: str, held: str
+) -> None:
+    """Each of them was seen to fail in ninja, in setuptools or in a shell."""
+    odd = replace(settings, work_dir=tmp_path / name / "work")
+    finding = room(odd, thing)["disk"]
+    assert finding.bad
+    assert finding.found == f"WORK_DIR {tmp_path}/{name}/work holds {held}, which torch's build cannot take"
+    assert finding.remedy == "Set WORK_DIR to a folder of another name"
+
+
+def test_a_link_to_such_a_work_folder(settings: Settings, thing: Recipe, tmp_path: Path) -> None:
+    """The source's own build sees where it leads."""
+    (tmp_path / "link").symlink_to(tmp_path / "a$b")
+    finding = room(replace(settings, work_dir=tmp_path / "link"), thing)["disk"]
+    assert finding.found == f"WORK_DIR {tmp_path}/a$b holds $, which torch's build cannot take"
+
+
+def test_work_folders_that_are_as_good_as_any(
+    settings: Settings, thing: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builds ended well in these."""
+    odd = replace(settings, work_dir=tmp_path / "a b*?#!%[]{}~=,@+^\u00e9")
+    assert not room(odd, thing)["disk"].bad
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "t t").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t t"))
+    finding = room(odd, thing)["disk"]
+    assert finding.found == f"WORK_DIR {odd.work_dir} holds a blank, as TMPDIR does, which torch's build cannot take"
+
+
+@pytest.mark.parametrize("key", ["WHEELHOUSE_DIR", "LOG_DIR"])
+def test_folders_for_what_comes_out_of_a_build(settings: Settings, thing: Recipe, tmp_path: Path, key: str) -> None:
+    """They are said where they are bad, before anything is compiled for them."""
+    assert key not in room(settings, thing)
+    (tmp_path / "file").touch()
+    given = replace(settings, **{key.lower(): tmp_path / "file" / "below"})
+    finding = room(given, thing)[key]
+    assert (finding.bad, finding.found) == (True, f"{tmp_path}/file is not a folder")
+    assert finding.remedy == f"Set {key} to a folder"
+
+
+def test_folders_that_cannot_be_written(
+    settings: Settings,
+    found: Target,
+    thing: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A build can do without its object cache."""
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != shut)
+    assert check(replace(settings, object_cache_dir=str(shut / "objects")), found, thing) != ""
+    said = capsys.readouterr()
+    assert ": all good, in " in said.out
+    assert said.err == (
+        f"[preflight] warning: OBJECT_CACHE_DIR: {shut} cannot be written to: no object is kept for the next build\n"
+    )
+    line = check(replace(settings, wheelhouse_dir=shut / "wheels"), found, thing)
+    assert line == f"{shut} cannot be written to. Set WHEELHOUSE_DIR to a folder on another disk."
 
 
 @pytest.fixture

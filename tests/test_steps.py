@@ -217,7 +217,8 @@ def test_build_for_an_arch_that_the_source_lacks(here: Machine) -> None:
 def test_build_without_a_cuda_torch(tmp_path: Path) -> None:
     machine = wheels.machine(tmp_path, torch=False)
     line = failing(UsageError, steps.do_build, machine.job())
-    assert line == "the target has no CUDA torch to compile against. Run the stack task first."
+    told = f"{machine.job().target.python} has no CUDA torch to compile against"
+    assert line == f"{told}. Run stack, or name another Python with --python."
 
 
 # upload

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -124,6 +123,17 @@ def test_the_order_of_toolkits_is_how_much_the_user_meant_them(tmp_path: Path, f
     assert [item for item in homes if item[1] != "/usr/local"] == [(first, "CUDA_HOME")], "each once"
 
 
+def test_a_relative_cuda_home_is_where_the_user_stands(
+    tmp_path: Path, found: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler is run elsewhere; a link stays a link."""
+    make_toolkit(tmp_path / "cuda-13.0")
+    (tmp_path / "cuda").symlink_to("cuda-13.0")
+    monkeypatch.chdir(tmp_path)
+    kits = toolkit.candidates(settings(CUDA_HOME="cuda"), found)
+    assert (kits[0].home, kits[0].origin) == (tmp_path / "cuda", "CUDA_HOME")
+
+
 @pytest.fixture
 def nothing_in_usr_local(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toolkits of the machine that runs the tests are out of sight."""
@@ -157,20 +167,12 @@ def test_candidates_without_a_host_compiler(home: Path, found: Target) -> None:
     assert kit.compiler == ""
 
 
-@pytest.mark.parametrize(
-    ("changed", "line"),
-    [
-        ({"torch": None}, "the target has no CUDA torch to compile against. Run the stack task first."),
-        (
-            {"torch": Torch(folder=Path("/t"), version="2.11.0+cpu", cuda="")},
-            "the target has no CUDA torch to compile against. Run the stack task first.",
-        ),
-    ],
-)
-def test_what_a_target_needs_to_be_compiled_for(found: Target, changed: dict[str, Any], line: str) -> None:
+@pytest.mark.parametrize("torch", [None, Torch(folder=Path("/t"), version="2.11.0+cpu", cuda="")])
+def test_what_a_target_needs_to_be_compiled_for(found: Target, torch: Torch | None) -> None:
     with pytest.raises(UsageError) as caught:
-        toolkit.candidates(settings(), replace(found, **changed))
-    assert str(caught.value) == line
+        toolkit.candidates(settings(), replace(found, torch=torch))
+    remedy = "Run stack, or name another Python with --python."
+    assert str(caught.value) == f"{found.python} has no CUDA torch to compile against. {remedy}"
 
 
 def test_the_environment_of_a_compiler() -> None:
