@@ -280,7 +280,9 @@ def demo(c: Context) -> None:
 
 @task(help=_flags("all", "dry_run"))
 def clean(c: Context, all: bool = False, dry_run: bool = False) -> None:
-    """Remove what can be made again: sources, toolkit, build tools; the way back stays.
+    """Remove what can be made again: sources, toolkit, build tools; compiled objects and the way back stay.
+
+    --all adds the objects in WORK_DIR, the wheels and the logs, but no folder that OBJECT_CACHE_DIR names.
 
     Example: invoke clean --all --dry-run
     """

@@ -66,8 +66,9 @@ def run(
 
     `archs` are those that it will run on, where they are not the ones that it is compiled for.
 
-    Raises UsageError or StoreError for the source, UsageError for a unit that it has not, BuildFailed with the line of the log that matters, and at once for
-    a build key that is known to be bad: the same inputs give the same wheel.
+    Raises UsageError or StoreError for the source, also for a unit of the manifest that it has not, BuildFailed with
+    the line of the log that matters, and at once for a build key that is known to be bad: the same inputs give the
+    same wheel.
     """
     tree = source.checkout(settings, plan.recipe, settings.work_dir / "source" / plan.recipe.file.stem)
     key = buildplan.build_key(plan, tree.commit, [patch.sha256 for patch in tree.patches])
@@ -103,7 +104,8 @@ def _units_are_there(recipe: Recipe, tree: Checkout) -> None:
         return
     for name in recipe.unit_rules:
         if not (tree.folder / name).is_file():
-            raise UsageError(f'{recipe.file}: unit."{name}" is no file of the source', "Name it as the source does, or take it out")
+            what = f'{recipe.file}: unit."{name}" is no file of the source'
+            raise UsageError(what, "Name it as the source does, or take it out")
 
 
 def made_before(settings: Settings, plan: Plan, archs: Sequence[Arch], known_bad: Marks) -> Made | None:

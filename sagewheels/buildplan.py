@@ -88,10 +88,16 @@ class Plan:
 
 
 def jobs(settings: Settings, recipe: Recipe, archs: Sequence[Arch], host: Host) -> Jobs:
-    """As many compilers as cores; EXT_PARALLEL and MAX_JOBS, which multiply, win. Pure."""
+    """As many compilers as cores, or as MAX_JOBS says. Pure.
+
+    Who sets EXT_PARALLEL too means MAX_JOBS for each extension, as in the source's own build: their product then, but
+    no more than there are cores.
+    """
     names = recipe.extensions(archs)
     extensions = min(settings.ext_parallel or recipe.extensions_at_once or len(names), len(names))
-    asked = settings.max_jobs and settings.max_jobs * (settings.ext_parallel or 1)
+    asked = settings.max_jobs
+    if asked and settings.ext_parallel:
+        asked = min(asked * settings.ext_parallel, host.cores)
     why = f"{ui.count(host.cores, 'core')}, {ui.size(host.memory)} free"
     return Jobs(
         at_once=asked or host.cores,

@@ -13,9 +13,13 @@ _OURS = ("source", "out", "toolkit", "buildtools", "stubs", "demo", "matrix", "t
 
 
 def clean(settings: Settings, *, everything: bool, dry_run: bool) -> None:
-    """Says what goes and how large it is, then removes it; `everything` adds the wheelhouse's wheels and our logs."""
+    """Says what goes and how large it is, then removes it.
+
+    `everything` adds compiled objects, the wheelhouse's wheels and our logs; without objects the next build is slow.
+    """
     victims = [settings.work_dir / name for name in _OURS if (settings.work_dir / name).exists()]
     if everything:
+        victims += _objects(settings)
         # Only what we put there: these folders may be shared with other files of the user.
         victims += sorted([*settings.wheelhouse_dir.glob("*.whl.json"), *_wheels(settings)])
         victims += settings.wheelhouse_dir.glob(wheelhouse.MARKS)
@@ -33,6 +37,13 @@ def clean(settings: Settings, *, everything: bool, dry_run: bool) -> None:
         "clean",
         f"{ui.size(total)} {'would be freed' if dry_run else 'freed'}" if victims else "there is nothing to remove",
     )
+
+
+def _objects(settings: Settings) -> list[Path]:
+    """The object cache of WORK_DIR; never a folder that OBJECT_CACHE_DIR names, which others may use."""
+    folder = settings.work_dir / "objects"
+    named = settings.object_cache_dir and Path(settings.object_cache_dir).resolve().is_relative_to(folder.resolve())
+    return [folder] if folder.exists() and not named else []
 
 
 def _wheels(settings: Settings) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,11 @@ SOURCES = (".cu", ".cpp", ".cc", ".cxx", ".c")
 
 _WRITES_DEPENDENCIES = {"-MD", "-MMD", "--generate-dependencies-with-compile"}
 _NAMES_DEPENDENCIES = {"-MF", "--dependency-output"}
+_SEARCHES = re.compile(r"(-I|-isystem|-iquote|-idirafter|--include-path|--system-include)(=?)(.*)")
+_BEFORE_A_PATH = r"-(?:[BIL]|isystem|iquote|idirafter|include)|[^/]*[=:,\s]|"
+_READS_WORDS = re.compile(r"@|(?:--options-file|-optf)(?:=|$)")
+"""More words are in a file, whose content we would miss."""
+
 _THREADS = re.compile(r"(?:--threads|-t)(?:=|$)")
 
 
@@ -39,7 +45,7 @@ def read(compiler: str, argv: Sequence[str], cwd: Path, roots: Mapping[str, Path
 
     `roots` are the folders that differ from machine to machine, by the names of the links to them.
     """
-    if "-c" not in argv or "-E" in argv:
+    if "-c" not in argv or "-E" in argv or any(_READS_WORDS.match(word) for word in argv):
         return None
     sources: list[str] = []
     output, dependencies = "", ""
@@ -56,6 +62,9 @@ def read(compiler: str, argv: Sequence[str], cwd: Path, roots: Mapping[str, Path
                 next(words, "")
         elif word == "-c" or word in _WRITES_DEPENDENCIES:
             continue
+        elif searches := _SEARCHES.fullmatch(word):
+            option, equals, folder = searches.groups()
+            flags += [f"{option}{equals}{_at(cwd, folder)}"] if folder else [word, _at(cwd, next(words, ""))]
         elif word.endswith(SOURCES) and not word.startswith("-"):
             sources.append(word)
         else:
@@ -64,17 +73,22 @@ def read(compiler: str, argv: Sequence[str], cwd: Path, roots: Mapping[str, Path
         return None
     return Unit(
         compiler=compiler,
-        source=relative(str(cwd / sources[0]), roots),
+        source=relative(os.path.normpath(cwd / sources[0]), roots),
         output=cwd / output,
         dependencies=cwd / dependencies if dependencies else None,
         flags=tuple(relative(flag, roots) for flag in flags),
     )
 
 
+def _at(cwd: Path, folder: str) -> str:
+    """A folder as the command means it, since it runs elsewhere; a whole path stays what it is."""
+    return folder if folder.startswith("/") else os.path.normpath(cwd / folder)
+
+
 def relative(text: str, roots: Mapping[str, Path]) -> str:
     """The text with the root folder of the path in it replaced by the name of its link: the longest that matches."""
     for name, folder in sorted(roots.items(), key=lambda item: len(str(item[1])), reverse=True):
-        text = re.sub(rf"^(-[IL]|[^/]*[=:,\s]|){re.escape(str(folder))}(?=/|$)", rf"\g<1>{name}", text)
+        text = re.sub(rf"^({_BEFORE_A_PATH}){re.escape(str(folder))}(?=/|$)", rf"\g<1>{name}", text)
     return text
 
 

@@ -50,7 +50,9 @@ def host(cores: int, memory: int) -> Host:
         ("12.0", 2, 64 * GB, {"max_jobs": 8}, 3, 8, "MAX_JOBS; 2 cores, 64.0 GB free"),
         ("12.0", 8, 64 * GB, {"max_jobs": 1}, 3, 1, "MAX_JOBS; 8 cores, 64.0 GB free"),
         ("12.0", 16, 64 * GB, {"ext_parallel": 1, "max_jobs": 2}, 1, 2, "MAX_JOBS; 16 cores, 64.0 GB free"),
-        ("12.0", 2, 4 * GB, {"ext_parallel": 4, "max_jobs": 16}, 3, 64, "MAX_JOBS; 2 cores, 4.0 GB free"),
+        ("12.0", 16, 64 * GB, {"ext_parallel": 3, "max_jobs": 2}, 3, 6, "MAX_JOBS; 16 cores, 64.0 GB free"),
+        # What the source's own documentation says to set, whatever the machine.
+        ("12.0", 2, 4 * GB, {"ext_parallel": 4, "max_jobs": 16}, 3, 2, "MAX_JOBS; 2 cores, 4.0 GB free"),
     ],
 )
 def test_how_many_compilers_run_at_once(

@@ -432,7 +432,7 @@ def test_doctor_finds_what_would_stop_auto(shell: Shell) -> None:
 
 def test_clean_removes_what_can_be_made_again(shell: Shell) -> None:
     work, house, logs = shell.folder / ".build-sageattention", shell.folder / "wheelhouse", shell.folder / "logs"
-    for name in ("source/tiny", "toolkit", "state", "previous"):
+    for name in ("source/tiny", "toolkit", "objects/ab", "state", "previous"):
         (work / name).mkdir(parents=True)
         (work / name / "file").write_bytes(bytes(1000))
     for path in (house / GOOD, house / f"{GOOD}.json", house / "mine.whl", logs / "build-1.log", logs / "mine.log"):
@@ -445,18 +445,35 @@ def test_clean_removes_what_can_be_made_again(shell: Shell) -> None:
     assert dry.stdout.splitlines() == [
         f"[clean] would remove {work}/source (1.0 kB)",
         f"[clean] would remove {work}/toolkit (1.0 kB)",
+        f"[clean] would remove {work}/objects (1.0 kB)",
         f"[clean] would remove {house / GOOD} (0.0 kB)",
         f"[clean] would remove {house / GOOD}.json (0.0 kB)",
         f"[clean] would remove {house}/known-bad.json (0.0 kB)",
         f"[clean] would remove {logs}/build-1.log (0.0 kB)",
-        "[clean] 2.0 kB would be freed",
+        "[clean] 3.0 kB would be freed",
     ]
     assert shell("clean").stdout.splitlines()[-1] == "[clean] 2.0 kB freed"
-    assert sorted(path.name for path in work.iterdir()) == ["lock", "previous", "state"]
+    assert sorted(path.name for path in work.iterdir()) == ["lock", "objects", "previous", "state"]
     assert (house / GOOD).exists()
     shell("clean", "--all")
+    assert sorted(path.name for path in work.iterdir()) == ["lock", "previous", "state"]
     assert sorted(path.name for path in (*house.iterdir(), *logs.iterdir())) == ["mine.log", "mine.whl"]
     assert shell("clean", "--all").stdout == "[clean] there is nothing to remove\n"
+
+
+def test_clean_keeps_the_object_cache_that_is_named(shell: Shell) -> None:
+    """Others may use it, also where its name is the usual one."""
+    work = shell.folder / ".build-sageattention"
+    own, shared = work / "objects" / "ab", shell.folder / "shared" / "ab"
+    for folder in (own, shared):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(bytes(1000))
+    for named in (".build-sageattention/objects", f"{work}/state/../objects"):
+        done = shell("clean", "--all", OBJECT_CACHE_DIR=named)
+        assert done.stdout == "[clean] there is nothing to remove\n"
+    done = shell("clean", "--all", OBJECT_CACHE_DIR="shared")
+    assert done.stdout == f"[clean] removing {work}/objects (1.0 kB)\n[clean] 1.0 kB freed\n"
+    assert (shared / "file").exists()
 
 
 def test_a_work_dir_that_is_the_users_own_folder_is_refused(shell: Shell) -> None:

@@ -236,6 +236,14 @@ def test_a_unit_is_compiled_once(place: Place, name: str) -> None:
         assert build.compilers.counted().reused == 0
 
 
+@pytest.mark.parametrize("flag", ["-Iinclude", "-I../src/include"])
+def test_headers_are_found_from_where_the_command_stands(place: Place, flag: str) -> None:
+    place.source("include/a.h", "header\n")
+    with serving(place) as build:
+        assert ended(build.compile("a.cpp", "#include a.h\n", flag)) == (0, "")
+        assert build.object("a.cpp").read_text() == "compiled: header\n"
+
+
 def test_another_machine_finds_what_the_first_has_compiled(place: Place, tmp_path: Path) -> None:
     other = place_at(tmp_path / "elsewhere" / "deep", place.cache)
     for one in (place, other):

@@ -143,11 +143,12 @@ def test_what_never_ends_is_not_read(place: Path, kind: str, what: str, capsys: 
     path.unlink()
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     assert found(place) is None
-    assert capsys.readouterr().out == {
+    said = {
         "entry": f"[build] the cache entry {described.name} cannot be read: compiling again\n",
         "object": "[build] the cached object of a.cu is damaged: compiling it again\n",
         "dependency": "",
-    }[what]
+    }
+    assert capsys.readouterr().out == said[what]
     keep(place)
     assert found(place) == (None if what == "dependency" else OBJECT)
 

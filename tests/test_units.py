@@ -58,7 +58,7 @@ def test_a_command_of_nvcc() -> None:
 def test_a_command_of_the_host_compiler() -> None:
     unit = units.read("cxx", CXX, CWD, ROOTS)
     assert unit
-    assert (unit.source, unit.name) == ("src/build/../csrc/bind.cpp", "bind.cpp")
+    assert (unit.source, unit.name) == ("src/csrc/bind.cpp", "bind.cpp")
     assert (unit.output, unit.dependencies) == (CWD / "temp/csrc/bind.o", CWD / "temp/csrc/bind.o.d")
     assert unit.flags == (
         *("-pthread", "-B", "prefix/compiler_compat", "-fPIC", "-Isrc/csrc"),
@@ -83,12 +83,47 @@ def test_a_command_of_the_host_compiler() -> None:
         ["-c", "a.o", "-o", "b.o"],
         ["-dlink", "a.o", "-o", "b.o"],
         ["-c", "-o", "x.o", "-x", "c++", "-"],
+        ["-c", "a.cpp", "-o", "x.o", "@more"],
+        ["-c", "a.cpp", "-o", "x.o", "-Xcompiler", "@more"],
+        ["-c", "a.cpp", "-o", "x.o", "--options-file", "more"],
+        ["-c", "a.cpp", "-o", "x.o", "--options-file=more"],
+        ["-c", "a.cpp", "-o", "x.o", "-optf", "more"],
     ],
     ids=" ".join,
 )
 @pytest.mark.parametrize("compiler", ["nvcc", "cxx"])
 def test_what_is_no_unit(compiler: str, argv: list[str]) -> None:
     assert units.read(compiler, argv, CWD, ROOTS) is None
+
+
+@pytest.mark.parametrize("compiler", ["nvcc", "cxx"])
+@pytest.mark.parametrize(
+    ("argv", "flags"),
+    [
+        ("-Iinc", "-Isrc/build/inc"),
+        ("-I../csrc", "-Isrc/csrc"),
+        ("-I.", "-Isrc/build"),
+        ("-I inc", "-I src/build/inc"),
+        ("-I ../../include", "-I /w/include"),
+        ("-isysteminc", "-isystemsrc/build/inc"),
+        ("-isystem inc", "-isystem src/build/inc"),
+        ("-isystem=inc", "-isystem=src/build/inc"),
+        ("--include-path=../csrc", "--include-path=src/csrc"),
+        ("-I/usr/lib/x/../y", "-I/usr/lib/x/../y"),
+        ("-I /w/source/x.cu", "-I src/x.cu"),
+        ("-O3 -include stdint.h", "-O3 -include stdint.h"),
+    ],
+)
+def test_folders_for_headers_are_where_the_command_would_find_them(compiler: str, argv: str, flags: str) -> None:
+    """It runs elsewhere: in the folder of links."""
+    unit = units.read(compiler, ["-c", *argv.split(), "a.cpp", "-o", "a.o"], CWD, ROOTS)
+    assert unit
+    assert (unit.flags, unit.source) == (tuple(flags.split()), "src/build/a.cpp")
+
+
+def test_a_source_has_one_name() -> None:
+    """The manifest's, so that its rule is found."""
+    assert nvcc("-c", "/w/source/build/../csrc/./fused.cu", "-o", "a.o").source == "src/csrc/fused.cu"
 
 
 @pytest.mark.parametrize("threads", [["--threads", "8"], ["--threads=8"], ["-t", "8"], ["-t=8"], []])
@@ -124,6 +159,12 @@ def test_a_flag_that_only_looks_like_threads() -> None:
         ("a,/w/source/x:/venv/y", "a,src/x:/venv/y"),
         ("/x /w/source/a", "/x /w/source/a"),
         ("-isystem /w/source/a", "-isystem src/a"),
+        ("-isystem/usr/local/cuda/include", "-isystemcuda/include"),
+        ("-iquote/w/source", "-iquotesrc"),
+        ("-idirafter/venv/include", "-idirafterprefix/include"),
+        ("-include/w/source/a.h", "-includesrc/a.h"),
+        ("-B/venv/compiler_compat", "-Bprefix/compiler_compat"),
+        ("-X/w/source", "-X/w/source"),
         ("-O3", "-O3"),
         ("", ""),
     ],
