@@ -290,10 +290,14 @@ def _no_toolkit(target: Target, kits: Tried) -> Finding:
 
 
 def _worth_making(target: Target, kits: Tried) -> bool:
-    """A toolkit from the package index can do what these could not: of their release, it has the same limits."""
+    """A toolkit from the package index can do what these could not: of their release, it has the same limits.
+
+    Flags of the user's own are given to every toolkit.
+    """
     torch = toolkit.torch_of(target)
     same = [text for kit, problems in kits if kit.version == torch.cuda for text in problems]
-    return toolkit.on_index(torch) and not any(map(trial.of_machine, same))
+    flags = [text for _, problems in kits for text in problems if trial.of_flags(text)]
+    return toolkit.on_index(torch) and not flags and not any(map(trial.of_machine, same))
 
 
 def _tools(tried: Trial, *, installs: bool) -> Finding:
