@@ -6,7 +6,9 @@ All are whole paths, and CUDA is a complete toolkit of the target's CUDA. Run it
 namespace of its own), with the Python that sagewheels is installed for. No build is begun: one that passes preflight is
 ended there.
 
-As another user: `sudo PYTHON_BIN=... CUDA_HOME=... SAGE_SOURCE_REPO=... "$(command -v python)" benchmarks/preflight.py`.
+As another user:
+
+    sudo PYTHON_BIN=... CUDA_HOME=... SAGE_SOURCE_REPO=... "$(command -v python)" benchmarks/preflight.py
 """
 
 from __future__ import annotations

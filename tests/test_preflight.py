@@ -689,7 +689,8 @@ def test_folders_for_what_comes_out_of_a_build(settings: Settings, thing: Recipe
     """They are said where they are bad, before anything is compiled for them."""
     assert key not in room(settings, thing)
     (tmp_path / "file").touch()
-    given = replace(settings, **{key.lower(): tmp_path / "file" / "below"})
+    below: dict[str, Any] = {key.lower(): tmp_path / "file" / "below"}
+    given = replace(settings, **below)
     finding = room(given, thing)[key]
     assert (finding.bad, finding.found) == (True, f"{tmp_path}/file is not a folder")
     assert finding.remedy == f"Set {key} to a folder"
