@@ -46,7 +46,7 @@ def auto(
 ) -> None:
     """Make this machine run proven attention: stack, fetch, (verify | build, upload), smoke.
 
-    Example: invoke auto --python ~/ComfyUI/venv/bin/python
+    Example: sagewheels auto --python ~/ComfyUI/venv/bin/python
     """
     from sagewheels import auto as graph
 
@@ -65,7 +65,7 @@ def install(
 ) -> None:
     """The same without a compiler: stack, fetch, verify, smoke; exit 3 when the store has nothing.
 
-    Example: invoke install --store /mnt/usb/wheels
+    Example: sagewheels install --store /mnt/usb/wheels
     """
     from sagewheels import auto as graph
 
@@ -84,7 +84,7 @@ def stack(
 ) -> None:
     """1. A CUDA PyTorch and Triton that suit GPU and driver; what is good is kept.
 
-    Example: invoke stack --dry-run
+    Example: sagewheels stack --dry-run
     """
     from sagewheels import steps
 
@@ -103,7 +103,7 @@ def fetch(
 ) -> None:
     """2. The best wheel of your store into the wheelhouse, or why none fits (exit 3).
 
-    Example: invoke fetch --arch 12.0
+    Example: sagewheels fetch --arch 12.0
     """
     from sagewheels import steps
 
@@ -122,7 +122,7 @@ def verify(
 ) -> None:
     """3a. Check a wheel of the wheelhouse against its manifest and this machine, then install it (exit 4: refused).
 
-    Example: invoke verify
+    Example: sagewheels verify
     """
     from sagewheels import steps
 
@@ -141,7 +141,8 @@ def build(
 ) -> None:
     """3b. Compile the pinned source with its patches into the wheelhouse; needs no GPU.
 
-    Example: invoke build --arch 12.0
+    Example: sagewheels build --arch 12.0
+    Compiled anew, though its wheel is there: sagewheels build --arch 12.0 --force
     """
     from sagewheels import steps
 
@@ -170,7 +171,8 @@ def matrix(
 ) -> None:
     """Wheels for many Pythons, torches and archs: what the store lacks is built and published; a coverage table.
 
-    Example: invoke matrix --python 3.10,3.12 --torch 2.11 --arch 8.9,12.0 --dry-run
+    Example: sagewheels matrix --python 3.10,3.12 --torch 2.11 --arch 8.9,12.0 --dry-run
+    For GitHub Actions: sagewheels matrix --python 3.10,3.12 --torch 2.11 --arch 8.9,12.0 --json
     """
     from sagewheels import matrix as many
 
@@ -191,7 +193,7 @@ def upload(
 ) -> None:
     """3c. Publish a wheel of the wheelhouse and its manifest in one commit.
 
-    Example: HF_TOKEN=... invoke upload
+    Example: HF_TOKEN=... sagewheels upload
     """
     from sagewheels import steps
 
@@ -210,7 +212,7 @@ def smoke(
 ) -> None:
     """4. Run the installed kernels on every GPU against a reference; put the machine back if they are wrong (exit 6).
 
-    Example: invoke smoke --full
+    Example: sagewheels smoke --full
     """
     from sagewheels import steps
 
@@ -222,7 +224,7 @@ def smoke(
 def init_hf(c: Context, store: str | None = None, dry_run: bool = False) -> None:
     """Create and check your Hub repository: token's rights, card, index.
 
-    Example: HF_TOKEN=... HF_REPO_ID=me/wheels invoke init-hf
+    Example: HF_TOKEN=... HF_REPO_ID=me/wheels sagewheels init-hf
     """
     from sagewheels import steps
 
@@ -240,7 +242,7 @@ def list_(
 ) -> None:
     """What your store holds, and for each wheel whether it fits this machine or why not.
 
-    Example: invoke list --store /mnt/usb/wheels
+    Example: sagewheels list --store /mnt/usb/wheels
     """
     from sagewheels import listing
 
@@ -258,7 +260,7 @@ def doctor(
 ) -> None:
     """One screen of checks, each with its remedy; exit 2 when one of them would stop auto.
 
-    Example: invoke doctor
+    Example: sagewheels doctor
     """
     from sagewheels import doctor as checks
 
@@ -270,7 +272,7 @@ def doctor(
 def demo(c: Context) -> None:
     """The whole graph on a small kernel of our own: own environment, directory store, first a build, then a fetch.
 
-    Example: invoke demo
+    Example: sagewheels demo
     """
     from sagewheels import demo as tour
 
@@ -284,7 +286,7 @@ def clean(c: Context, all: bool = False, dry_run: bool = False) -> None:
 
     --all adds the objects in WORK_DIR, the wheels and the logs, but no folder that OBJECT_CACHE_DIR names.
 
-    Example: invoke clean --all --dry-run
+    Example: sagewheels clean --all --dry-run
     """
     from sagewheels import cleaning
 
@@ -296,7 +298,7 @@ def clean(c: Context, all: bool = False, dry_run: bool = False) -> None:
 def test(c: Context, args: str = "") -> None:
     """Linters and test suite in an environment of their own.
 
-    Example: invoke test --args '-k match'
+    Example: sagewheels test --args '-k match'
     """
     from sagewheels import quality
 
@@ -308,7 +310,7 @@ def test(c: Context, args: str = "") -> None:
 def lint(c: Context) -> None:
     """ruff, mypy --strict and shellcheck, in the environment of the tests.
 
-    Example: invoke lint
+    Example: sagewheels lint
     """
     from sagewheels import quality
 

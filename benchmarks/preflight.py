@@ -2,12 +2,18 @@
 
     PYTHON_BIN=TARGET/bin/python CUDA_HOME=CUDA SAGE_SOURCE_REPO=SageAttention.git python benchmarks/preflight.py
 
-CUDA must be a whole toolkit of the target's CUDA. Run it as root (it mounts small disks, in a namespace of its own),
-with the Python that sagewheels is installed for. No build is begun: one that passes preflight is ended there.
+All are whole paths, and CUDA is a complete toolkit of the target's CUDA. Run it as root (it mounts small disks, in a
+namespace of its own), with the Python that sagewheels is installed for. No build is begun: one that passes preflight is
+ended there.
+
+As another user:
+
+    sudo PYTHON_BIN=... CUDA_HOME=... SAGE_SOURCE_REPO=... "$(command -v python)" benchmarks/preflight.py
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -65,6 +71,13 @@ def run(folder: Path, environ: Mapping[str, str], before: str) -> tuple[float, l
 
 def main() -> None:
     """A heading, a time and the lines for each machine."""
+    known = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known.parse_args()
+    for name in ("PYTHON_BIN", "CUDA_HOME"):
+        if not Path(os.environ.get(name, "")).is_absolute():
+            known.error(f"set {name} to a whole path: --help shows how")
+    if os.geteuid():
+        known.error("it mounts small disks, and needs root for that: --help shows how")
     target, home = Path(os.environ["PYTHON_BIN"]), Path(os.environ["CUDA_HOME"])
     asked = [target, "-c", "import sysconfig; print(sysconfig.get_paths()['include'])"]
     include = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()

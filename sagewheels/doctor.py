@@ -98,19 +98,21 @@ def _interpreter(job: Job) -> Iterator[Check]:
     ]
     torch = f"torch {found.torch.version}, CUDA {found.torch.cuda or 'none'}" if found.torch else "no torch"
     words = "; ".join(wrong) or f"{torch}, triton {found.versions.get('triton')}"
-    remedy = "invoke stack installs one that fits" if wrong else ""
+    remedy = "the task stack installs one that fits" if wrong else ""
     yield Check(what="stack", standing="note" if wrong else "ok", found=words, remedy=remedy)
     have = found.versions.get(job.recipe.name)
     yield Check(what=job.recipe.name, standing="ok", found=f"{have} is installed" if have else "not installed yet")
 
 
 def _compiler(job: Job) -> Iterator[Check]:
+    archs = job.recipe.cubins_for(job.archs)
     if job.target.torch is None or not job.target.torch.cuda:
+        for item in preflight.without_torch(job.settings, job.recipe, archs, job.target):
+            yield _check(item, "note")
         yield Check(
             what="toolkit", standing="note", found="cannot be tried without a CUDA torch", remedy="Run stack first"
         )
         return
-    archs = job.recipe.cubins_for(job.archs)
     looked = preflight.look(job.settings, job.recipe, archs, job.target, installs=False)
     for item in looked.findings:
         made = item.what == "toolkit" and looked.may_make

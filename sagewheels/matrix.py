@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,10 +30,12 @@ class Results:
     """Python and torch for which there is no environment: a second try would fail in the same way."""
 
     def fail(self, cell: Cell, error: SageError, word: str = "") -> None:
-        """Notes it and says it; the other cells go on."""
+        """Notes it and says it, the same reason once; the other cells go on."""
+        is_new = str(error) not in map(str, self.errors.values())
         self.words[cell] = word or f"failed: {_short(error.what)}"
         self.errors[cell] = error
-        ui.warn("matrix", f"{cell}: {error}")
+        if is_new:
+            ui.warn("matrix", f"{cell}: {error}")
 
 
 def matrix(job: Job, pythons: str, torches: str, *, as_json: bool = False) -> None:
@@ -165,19 +168,22 @@ def _publish(job: Job, cell: Cell, made: Made, word: str, results: Results) -> N
 
 
 def _end(results: Results) -> None:
-    """Says every failure whole, below the table. Raises an error with the exit code of the first."""
+    """Says each reason whole, below the table, where there are several. Raises with the exit code of the first."""
     if not results.errors:
         return
+    alike: dict[str, list[Cell]] = {}
     for cell, error in results.errors.items():
-        ui.say("matrix", f"{cell}: {error}")
+        alike.setdefault(str(error), []).append(cell)
+    for text, failing in alike.items() if len(alike) > 1 else ():
+        more = f" and {len(failing) - 1} more" if len(failing) > 1 else ""
+        ui.say("matrix", f"{failing[0]}{more}: {text}")
     first = next(iter(results.errors.values()))
     failed = f"{len(results.errors)} of {ui.count(len(results.words), 'cell')} failed"
-    raise type(first)(f"{failed}, the first: {first.what}", "Run it again for what is missing")
+    raise type(first)(f"{failed}, the first: {first.what}", "Correct it, then run it again")
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHORT else f"{line[: _SHORT - 3]}..."
+    return textwrap.shorten(text, _SHORT, placeholder=" ...")
 
 
 def _clock(seconds: float) -> str:

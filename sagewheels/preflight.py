@@ -236,22 +236,37 @@ def _source(settings: Settings, recipe: Recipe) -> Finding:
         return Finding(what="source", found=error.what, bad=True, remedy=error.remedy, kind=type(error))
 
 
-def _host_compiler(tried: Trial) -> Finding:
-    """Python.h, and a module that the host compiler makes with it."""
-    target = tried.target
+def without_torch(
+    settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target: Target
+) -> tuple[Finding, Finding, Finding]:
+    """What can be told before there is a CUDA torch: source, host compiler and build tools; nothing is installed."""
+    tried = _trial(settings, recipe, archs, target, ())
+    return _source(settings, recipe), _headers(settings, target), _tools(tried, installs=False)
+
+
+def _headers(settings: Settings, target: Target) -> Finding:
+    """The host compiler, and Python.h."""
     try:
-        compiler = toolkit.host_compiler(tried.settings)
+        compiler = toolkit.host_compiler(settings)
     except SageError as error:
         return Finding(what="host compiler", found=error.what, bad=True, remedy=error.remedy)
     if not target.has_python_h:
         found = f"{target.python} has no Python.h in {target.include}"
         remedy = "Install the headers (apt-get install python3-dev)"
         return Finding(what="host compiler", found=found, bad=True, remedy=remedy)
+    return Finding(what="host compiler", found=compiler)
+
+
+def _host_compiler(tried: Trial) -> Finding:
+    """Python.h, and a module that the host compiler makes with it."""
+    there = _headers(tried.settings, tried.target)
+    if there.bad:
+        return there
     problem = trial.binding(tried)
     if problem:
-        found = f"{compiler} makes no module for {target.python}: {problem}"
+        found = f"{there.found} makes no module for {tried.target.python}: {problem}"
         return Finding(what="host compiler", found=found, bad=True, remedy=trial.remedy(problem))
-    return Finding(what="host compiler", found=f"{compiler}: a module was compiled and linked")
+    return Finding(what="host compiler", found=f"{there.found}: a module was compiled and linked")
 
 
 def _toolkit(tried: Trial, kits: Tried) -> Finding:
@@ -290,10 +305,14 @@ def _no_toolkit(target: Target, kits: Tried) -> Finding:
 
 
 def _worth_making(target: Target, kits: Tried) -> bool:
-    """A toolkit from the package index can do what these could not: of their release, it has the same limits."""
+    """A toolkit from the package index can do what these could not: of their release, it has the same limits.
+
+    Flags of the user's own are given to every toolkit.
+    """
     torch = toolkit.torch_of(target)
     same = [text for kit, problems in kits if kit.version == torch.cuda for text in problems]
-    return toolkit.on_index(torch) and not any(map(trial.of_machine, same))
+    flags = [text for _, problems in kits for text in problems if trial.of_flags(text)]
+    return toolkit.on_index(torch) and not flags and not any(map(trial.of_machine, same))
 
 
 def _tools(tried: Trial, *, installs: bool) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -261,8 +262,8 @@ def install(settings: Settings, need: Need, found: Target, plan: Iterable[Attemp
             anew = ["--reinstall" if installer.uv_program(settings) else "--force-reinstall"] if again else []
             installer.pip(settings, found, "install", [*anew, *_arguments(attempt)], error=StoreError)
         except StoreError as problem:
-            ui.say("stack", f"that failed: {problem.what[:300]}")
-            problems.append(problem.what[:120])
+            ui.say("stack", f"that failed: {_short(problem.what)}")
+            problems.append(_short(problem.what))
             continue
         found = target.ask(found.python, "the target", settings.environ)
         wrong = faults(found, need, settings)
@@ -275,6 +276,11 @@ def install(settings: Settings, need: Need, found: Target, plan: Iterable[Attemp
         ui.say("stack", f"that is not good: {problems[-1]}")
     last = problems[-1] if problems else "nothing to try"
     raise error(f"no stack could be installed ({last})", "Check the network, TORCH_CHANNEL and the pins")
+
+
+def _short(text: str) -> str:
+    """Enough of what an installer says to know the package, cut between words."""
+    return textwrap.shorten(text, 300, placeholder=" ...")
 
 
 def import_faults(settings: Settings, found: Target) -> list[str]:

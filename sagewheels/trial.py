@@ -94,7 +94,8 @@ class Trial:
         if done.code and done.worked > _AT_WORK:
             self.unfinished.append(Path(argv[0]).name)
         elif done.code:
-            return complaint(done.err + done.out) or re.sub(r"^(did not end) within .*", r"\1 in time", done.last_line)
+            told = complaint(done.err + done.out) or re.sub(r"^(did not end) within .*", r"\1 in time", done.last_line)
+            return told + _own_flags(self.settings, Path(argv[0]).name, told)
         return ""
 
 
@@ -190,23 +191,47 @@ def _link(trial: Trial, made: Path, places: Iterable[Path], libraries: Iterable[
     return [*_cxx(trial.settings), "-shared", made, *where, *trial.flags().link.split(), "-o", made.with_suffix(".so")]
 
 
+def _own_flags(settings: Settings, program: str, told: str) -> str:
+    """` (with NVCC_APPEND_FLAGS)` after a complaint about an option, where the user gave some; else empty.
+
+    The standard and the archs are ours.
+    """
+    about_options = re.search(r"^\w+ fatal|unrecognized (command.line )?option|invalid option", told)
+    if not about_options or re.search(r"-std=|Unsupported gpu architecture", told):
+        return ""
+    given = {**settings.environ, "NVCC_APPEND_FLAGS": settings.nvcc_append_flags}
+    names = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS") if program == "nvcc" else ("CXX_APPEND_FLAGS", "LDFLAGS")
+    mine = " and ".join(name for name in names if given.get(name, "").strip())
+    return f" (with {mine})" if mine else ""
+
+
 def complaint(text: str) -> str:
     """The first line of compiler output that names an error, without the folders in it."""
     for line in text.splitlines():
-        if re.search(r"\b(fatal|error|Error)\b|cannot find |undefined reference", line):
+        if re.search(r"\b(fatal|error|Error)\b|cannot find |undefined reference|unrecognized option", line):
             # A folder may hold blanks at the beginning of the line, where the place of the error stands.
             told = re.sub(r"^/[^:]*/(?=[^/:]+[:(])", "", line.strip()).partition(" The nvcc flag '-allow-unsup")[0]
             return re.sub(r"(/[^\s:/]+)+/", "", told)[:200]
     return ""
 
 
+_WITH_FLAGS = r" \(with ([A-Z_]+FLAGS(?: and [A-Z_]+FLAGS)?)\)$"
+
+
 def of_machine(problem: str) -> bool:
-    """Whether every toolkit of the same release would complain of this: it is about the host compiler or its libc."""
-    return "unsupported" in problem or "exception specification" in problem
+    """Whether every toolkit of the same release would complain of this: the host compiler, its libc, or own flags."""
+    return "unsupported" in problem or "exception specification" in problem or of_flags(problem)
+
+
+def of_flags(problem: str) -> bool:
+    """Whether the user's own flags are to blame, which every toolkit gets."""
+    return re.search(_WITH_FLAGS, problem) is not None
 
 
 def remedy(problem: str, cuda: str = "") -> str:
     """What to do about what a compiler complained of, empty where its line has to speak for itself."""
+    if own := re.search(_WITH_FLAGS, problem):
+        return f"Look at {own[1]}"
     newest = re.search(r"unsupported GNU version.*versions later than (\d+)", problem)
     if newest:
         return f"Install g++ {newest[1]} or older (apt-get install g++-{newest[1]}) and set CXX and CC to it"

@@ -103,10 +103,17 @@ def test_the_help_of_each_task_has_an_example(shell: Shell) -> None:
         assert (done.returncode, done.stderr) == (0, ""), task
         example = re.search(r"^  Example: (.+)$", done.stdout, re.M)
         assert example, task
-        assert f"invoke {task}" in example[1]
+        assert f"sagewheels {task}" in example[1] and "invoke" not in done.stdout
         # Every flag says what it does.
         flags = re.findall(r"^  (?:-\w(?: \w+|=\w+)?, )?--[\w-]+(?:=\w+|\[=\w+\])?(.*)$", done.stdout, re.M)
         assert all(text.strip() for text in flags), (task, done.stdout)
+
+
+def test_the_help_shows_the_flags_that_are_hard_to_guess(shell: Shell) -> None:
+    compiled = "Compiled anew, though its wheel is there: sagewheels build --arch 12.0 --force"
+    assert compiled in re.sub(r"\s+", " ", shell("--help", "build").stdout)
+    planned = "For GitHub Actions: sagewheels matrix --python 3.10,3.12 --torch 2.11 --arch 8.9,12.0 --json"
+    assert planned in re.sub(r"\s+", " ", shell("--help", "matrix").stdout)
 
 
 def test_the_version(shell: Shell) -> None:
@@ -419,7 +426,10 @@ def test_doctor(shell: Shell, tmp_path: Path) -> None:
     assert re.search(r"^\[doctor\] \d+ checks, none is bad$", done.stdout, re.M)
     assert re.search(r"\| note +\| GPU +\| nvidia-smi failed: NVIDIA-SMI has failed +\|", done.stdout)
     assert re.search(rf"\| ok +\| target +\| {bare}, CPython [\d.]+, by PYTHON_BIN +\|", done.stdout)
-    assert re.search(r"\| note +\| stack +\| there is no torch +\| invoke stack", done.stdout)
+    assert re.search(r"\| note +\| stack +\| there is no torch +\| the task stack installs one that fits", done.stdout)
+    # What needs no torch is looked at all the same.
+    names = re.findall(r"^\| (?:ok|note|bad) +\| ([\w ]+?) +\|", done.stdout, re.M)
+    assert {"source", "host compiler", "build tools"} <= set(names) and "cannot be tried without" in done.stdout
     assert not (shell.folder / ".build-sageattention").exists()
 
 

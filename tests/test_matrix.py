@@ -468,7 +468,37 @@ def test_the_exit_code_is_that_of_the_first_failure(here: Machine, works: Works,
         go(here, "8.9,12.0", pythons=f"{OWN},3.99")
     assert caught.value.code == (5 if isinstance(problem, BuildFailed) else 1)
     what = "no" if isinstance(problem, BuildFailed) else "logs/b.log: No space left on device"
-    assert str(caught.value) == f"3 of 4 cells failed, the first: {what}. Run it again for what is missing."
+    assert str(caught.value) == f"3 of 4 cells failed, the first: {what}. Correct it, then run it again."
+
+
+def test_a_reason_is_said_once(
+    here: Machine, works: Works, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many cells it costs; and again only below the table, where there are others."""
+    lack = StoreError("no stack could be installed (there is no version of torch==2.14.9)", "Check the pins")
+    whole = "no stack could be installed (there is no version of torch==2.14.9). Check the pins."
+
+    def missing(*_: Any) -> None:
+        raise lack
+
+    with monkeypatch.context() as patch:
+        patch.setattr(environments, "ready", missing)
+        with pytest.raises(StoreError) as caught:
+            go(here, "8.9,12.0")
+    said = capsys.readouterr()
+    assert said.err == f"[matrix] warning: Python {OWN}, torch 2.11, arch 8.9: {whole}\n"
+    assert whole not in said.out
+    assert table(said.out)[0][2:] == ["failed: no stack could be installed (there is no version of ..."] * 2
+    assert str(caught.value) == (f"2 of 2 cells failed, the first: {lack.what}. Correct it, then run it again.")
+
+    works.broken["9.0"] = BuildFailed("no")
+    with pytest.raises(UsageError):
+        go(here, "8.9,9.0,12.0", pythons=f"{OWN},3.99")
+    said = capsys.readouterr()
+    (line,) = (text for text in said.out.splitlines() if text.startswith("[matrix] Python 3.99") and "uv gives" in text)
+    assert line.startswith("[matrix] Python 3.99, torch 2.11, arch 8.9 and 2 more: uv gives no Python 3.99: ")
+    assert f"[matrix] Python {OWN}, torch 2.11, arch 9.0: no." in said.out.splitlines()
+    assert said.err.count("uv gives no Python") == 1
 
 
 def test_what_is_done_stays_done_after_ctrl_c(here: Machine, works: Works, capsys: pytest.CaptureFixture[str]) -> None:
@@ -512,7 +542,7 @@ def test_a_store_that_fails_does_not_make_a_wheel_unbuilt(
     with pytest.raises(StoreError) as caught:
         go(here, "8.9,12.0")
     assert str(caught.value) == (
-        "2 of 2 cells failed, the first: the disk of the store is full. Run it again for what is missing."
+        "2 of 2 cells failed, the first: the disk of the store is full. Correct it, then run it again."
     )
     assert works.built == [f"{OWN_TAG} 8.9", f"{OWN_TAG} 12.0"]
     (row,) = table(capsys.readouterr().out)

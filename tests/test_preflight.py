@@ -383,6 +383,63 @@ def test_no_toolkit_is_made_where_it_would_have_the_same_limits(
     assert calls(second) == ["--version"]
 
 
+@pytest.mark.parametrize(
+    ("complaint", "given", "blamed"),
+    [
+        (
+            "nvcc fatal   : Option '--dependency-file' requires one of '-M', '-MM', '-MD' or '-MMD' to be specified",
+            {"nvcc_append_flags": "-MF x"},
+            "NVCC_APPEND_FLAGS",
+        ),
+        ("nvcc fatal   : Unknown option '--foo'", {"prepend": "--foo"}, "NVCC_PREPEND_FLAGS"),
+        (
+            "ptxas fatal   : Unknown option '-bad'",
+            {"prepend": "-g", "nvcc_append_flags": "-Xptxas --bad"},
+            "NVCC_PREPEND_FLAGS and NVCC_APPEND_FLAGS",
+        ),
+        ("gcc: error: unrecognized command-line option '-fb'", {"nvcc_append_flags": "-Xc=-fb"}, "NVCC_APPEND_FLAGS"),
+        ("Command-line error: invalid option: --bad", {"nvcc_append_flags": "-Xcicc --bad"}, "NVCC_APPEND_FLAGS"),
+    ],
+)
+@pytest.mark.parametrize("version", ["13.0", "13.1"])
+def test_flags_of_the_user_that_no_toolkit_takes(
+    settings: Settings,
+    found: Target,
+    thing: Recipe,
+    tmp_path: Path,
+    complaint: str,
+    given: dict[str, str],
+    blamed: str,
+    version: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another toolkit would not help, and none is made."""
+    monkeypatch.setattr(toolkit, "make", lambda *args: pytest.fail("made"))
+    broken = make_toolkit(tmp_path / "broken", version=version, compile_=complains(complaint))
+    given = {**given}
+    own = having(settings, CUDA_HOME=str(broken), NVCC_PREPEND_FLAGS=given.pop("prepend", ""))
+    line = check(replace(own, **given), found, thing)  # type: ignore[arg-type]
+    told = f"{TORCH}{broken} (CUDA_HOME): {complaint} (with {blamed}). Look at {blamed}."
+    assert line == " ".join(told.split())
+
+
+def test_flags_of_the_user_that_the_host_compiler_does_not_take(
+    settings: Settings, found: Target, thing: Recipe
+) -> None:
+    for name, flag in (("CXX_APPEND_FLAGS", "-fnonsense"), ("LDFLAGS", "-Wl,--nonsense")):
+        finding = preflight._host_compiler(_trial(having(settings, **{name: flag}), found, thing))
+        assert finding.bad and "unrecognized" in finding.found and finding.found.endswith(f" (with {name})")
+        assert finding.remedy == f"Look at {name}"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [ARCH, GLIBC, "error: unrecognized command line option '-std=c++20'", "x.h:1:2: fatal error: a.h: No such file"],
+)
+def test_what_flags_of_the_user_are_not_blamed_for(settings: Settings, told: str) -> None:
+    assert trial._own_flags(replace(settings, nvcc_append_flags="-lineinfo"), "nvcc", told) == ""
+
+
 @pytest.mark.parametrize("hang", ["trap '' TERM; sleep 60", "exec sleep 60"])
 def test_a_compiler_that_hangs_is_a_failure_in_good_time(
     settings: Settings, found: Target, thing: Recipe, tmp_path: Path, hang: str, monkeypatch: pytest.MonkeyPatch
@@ -632,7 +689,8 @@ def test_folders_for_what_comes_out_of_a_build(settings: Settings, thing: Recipe
     """They are said where they are bad, before anything is compiled for them."""
     assert key not in room(settings, thing)
     (tmp_path / "file").touch()
-    given = replace(settings, **{key.lower(): tmp_path / "file" / "below"})
+    below: dict[str, Any] = {key.lower(): tmp_path / "file" / "below"}
+    given = replace(settings, **below)
     finding = room(given, thing)[key]
     assert (finding.bad, finding.found) == (True, f"{tmp_path}/file is not a folder")
     assert finding.remedy == f"Set {key} to a folder"
