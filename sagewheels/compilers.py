@@ -7,16 +7,13 @@ told here, so that every compile belongs to the session of the build, and ends w
 from __future__ import annotations
 
 import functools
-import json
 import os
-import queue
 import re
 import shlex
-import socketserver
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,10 +24,10 @@ from sagewheels import launcher, proc, ui, units
 from sagewheels.errors import BuildFailed
 from sagewheels.objects import Objects
 from sagewheels.schedule import Appetite, Closed, Pool
+from sagewheels.switchboard import Inbox, Server
 from sagewheels.units import Unit
 
 _NO_MEMORY = ("Killed", "signal 9", "out of memory", "Cannot allocate memory", "bad_alloc")
-_POLL = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +92,7 @@ class Compilers:
             address = Path(short) / "socket"
             if len(os.fsencode(address)) > 100:
                 raise BuildFailed(f"TMPDIR {Path(short).parent} is too long a name", "Set TMPDIR to a short one")
-            with _Server(str(address), self._answer) as server:
+            with Server(str(address), self._answer) as server:
                 thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
                 thread.start()
                 try:
@@ -154,7 +151,7 @@ class Compilers:
         """The object of a unit is where the build wants it; exit code and output of the compiler."""
         pieces = units.parts(unit, self._parts(unit.source.partition("/")[2]))
         places = [self._place() for _ in pieces]
-        inbox = _Inbox(results, self._is_failed)
+        inbox = Inbox(results, self._is_failed)
         begun = [
             _begun(functools.partial(self._compile, piece, place, tell, inbox))
             for piece, place in zip(pieces, places, strict=True)
@@ -177,7 +174,7 @@ class Compilers:
             self._known += 1
             return self._made / f"{self._known}.o"
 
-    def _compile(self, unit: Unit, place: Path, tell: Callable[..., None], inbox: _Inbox) -> tuple[int, str]:
+    def _compile(self, unit: Unit, place: Path, tell: Callable[..., None], inbox: Inbox) -> tuple[int, str]:
         """One part: from the cache, else compiled. One that fails ends the build, also while its other parts run."""
         tools = self._tools
         key = units.key(unit, tools.identities[unit.compiler], tools.shims, tools.environment)
@@ -201,7 +198,7 @@ class Compilers:
         return int(result["code"]), str(result["text"])
 
     def _try(
-        self, unit: Unit, place: Path, tell: Callable[..., None], inbox: _Inbox, *, light: bool = True
+        self, unit: Unit, place: Path, tell: Callable[..., None], inbox: Inbox, *, light: bool = True
     ) -> dict[str, Any]:
         """How a compile ended; where memory was short, how it ended once more, alone."""
         result = self._run(unit, place, tell, inbox, light=light)
@@ -215,7 +212,7 @@ class Compilers:
         unit: Unit,
         place: Path,
         tell: Callable[..., None],
-        inbox: _Inbox,
+        inbox: Inbox,
         *,
         light: bool,
         alone: bool = False,
@@ -265,68 +262,3 @@ def _begun(work: Callable[[], tuple[int, str]]) -> Future[tuple[int, str]]:
 def _lacked_memory(result: Mapping[str, Any]) -> bool:
     """Whether the kernel's or the compiler's word is that memory was short."""
     return result["code"] in (-9, 137) or any(word in result["text"] for word in _NO_MEMORY)
-
-
-class _Inbox:
-    """The results of one launcher's compiles, by their id. Raises Closed when they cannot come any more."""
-
-    def __init__(self, results: Iterator[dict[str, Any]], is_failed: threading.Event) -> None:
-        self._boxes: dict[str, queue.Queue[dict[str, Any]]] = {}
-        self._lock, self._is_failed = threading.Lock(), is_failed
-        self._is_gone = threading.Event()
-        threading.Thread(target=self._sort, args=(results,), daemon=True).start()
-
-    def _sort(self, results: Iterator[dict[str, Any]]) -> None:
-        for result in results:
-            self._box(str(result["id"])).put(result)
-        # The launcher was killed: its cores and memory are not kept from the others, who would wait for ever.
-        self._is_gone.set()
-
-    def _box(self, name: str) -> queue.Queue[dict[str, Any]]:
-        with self._lock:
-            return self._boxes.setdefault(name, queue.Queue())
-
-    def wait(self, name: str) -> dict[str, Any]:
-        """The result of that compile."""
-        while not self._is_failed.is_set():
-            is_gone = self._is_gone.is_set()
-            try:
-                return self._box(name).get(timeout=_POLL)
-            except queue.Empty:
-                if is_gone:
-                    break
-        raise Closed
-
-
-class _Server(socketserver.ThreadingUnixStreamServer):
-    """Hands each launcher's first line to `answer`, with a way to tell it something and to hear its results."""
-
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self, address: str, answer: Callable[..., None]) -> None:
-        class Handler(socketserver.StreamRequestHandler):
-            def handle(self) -> None:
-                lock = threading.Lock()
-
-                def tell(**words: Any) -> None:
-                    with lock:
-                        try:
-                            self.wfile.write(json.dumps(words).encode() + b"\n")
-                        except OSError:  # the launcher was ended with its build
-                            pass
-
-                lines = _lines(self.rfile)
-                first = next(lines, None)
-                if first is not None:
-                    answer(first, tell, lines)
-
-        super().__init__(address, Handler)
-
-
-def _lines(stream: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """What a launcher says, until it ends or is ended."""
-    try:
-        yield from map(json.loads, stream)
-    except (OSError, ValueError):
-        return
