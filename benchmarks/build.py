@@ -41,7 +41,7 @@ from measure import Measured
 from uv import find_uv_bin
 
 from sagewheels import config, proc, source
-from sagewheels.build import matters
+from sagewheels.backend import matters
 from sagewheels.errors import SageError
 from sagewheels.job import Job
 from sagewheels.resources import ROOT

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from uv import find_uv_bin
 
-from sagewheels import arch, build, buildplan, config, host, source
+from sagewheels import arch, backend, buildplan, config, host, preflight, source
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import SageError
@@ -133,7 +133,8 @@ class Range:
             job = Job(settings)
             row.cuda = job.target.torch.cuda if job.target.torch else "none"
             row.python, row.mode = job.target.version, "refused"
-            plan = buildplan.prepare(settings, job.recipe, job.archs, job.target, job.host)
+            kit = preflight.check(settings, job.recipe, job.archs, job.target, job.host)
+            plan = buildplan.prepare(settings, job.recipe, job.archs, job.target, job.host, kit)
             row.toolkit = f"{plan.toolkit.build} from {self.neutral(plan.toolkit.origin)}"
             row.mode = "full" if full else "front"
             (self._full if full else self._front)(row, settings, plan)
@@ -189,7 +190,7 @@ class Range:
         out = self.work / "out"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        env = build.environment(settings, plan, tree, key, out)
+        env = backend.environment(settings, plan, tree, key, out)
         env = {**env, **self._ninja(plan, env, out, patches)}
         started, log = time.monotonic(), self.work / "logs" / f"front-{row.torch}-{row.python}-{row.arch}.log"
         log.parent.mkdir(exist_ok=True)
@@ -202,7 +203,7 @@ class Range:
         row.seconds = time.monotonic() - started
         row.units = _units(out / "done")
         if done.returncode:
-            raise SageError(build.matters(log))
+            raise SageError(backend.matters(log))
         with zipfile.ZipFile(next(out.glob("*.whl"))) as wheel:
             wheel.extractall(out / "wheel")
         (module,) = (out / "wheel").rglob(f"{_WHOLE}.*.so")

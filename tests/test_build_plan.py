@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from sagewheels import arch, bad, build, buildplan, describe, recipe, source
+from sagewheels import arch, backend, bad, build, buildplan, describe, recipe, source
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed, UsageError
@@ -399,12 +399,12 @@ FAILED = "FAILED: [code=1] /src/fused.o"
 def test_the_line_of_a_log_that_matters(tmp_path: Path, log: list[str], line: str) -> None:
     path = tmp_path / "build.log"
     path.write_text("".join(f"{text}\n" for text in log), encoding="utf-8")
-    assert build.matters(path) == line
+    assert backend.matters(path) == line
 
 
 def test_a_log_that_is_no_text_is_still_read(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"caf\xe9\na.cpp:1: error: caf\xe9\n")
-    assert build.matters(tmp_path / "log") == "a.cpp:1: error: caf� (line 2)"
+    assert backend.matters(tmp_path / "log") == "a.cpp:1: error: caf� (line 2)"
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_what_the_source_is_told(plan: Plan, tmp_path: Path) -> None:
     environ = {"PATH": "/bin", "LDFLAGS": "-L/x", "PYTHONPATH": "/p", "MAX_JOBS": "99"}
     settings = Settings(work_dir=tmp_path / "work", environ=environ)
     tree = Checkout(folder=tmp_path, repo="r", ref="v", commit=COMMIT, epoch=1700000000, patches=())
-    env = build.environment(settings, plan, tree, "0123456789abcdef" * 4, tmp_path)
+    env = backend.environment(settings, plan, tree, "0123456789abcdef" * 4, tmp_path)
     tools = env["PYTHONPATH"].split(":")[0]
     assert tools.startswith(str(tmp_path / "work" / "buildtools" / "cp312-"))
     assert env["PATH"] == f"{tools}/bin:{tmp_path}/cuda/bin:/bin"
@@ -444,7 +444,7 @@ def test_what_the_source_is_told(plan: Plan, tmp_path: Path) -> None:
     assert (env["CUDA_HOME"], env["LIBRARY_PATH"]) == (str(tmp_path / "cuda"), str(stubs))
     label = Path(env["DIST_EXTRA_CONFIG"]).read_text(encoding="utf-8")
     assert label == "[egg_info]\ntag_build = +cu130torch2.11sm90.k01234567\n"
-    own = build.environment(replace(settings, cudaarchs="90a"), plan, tree, "0" * 64, tmp_path)
+    own = backend.environment(replace(settings, cudaarchs="90a"), plan, tree, "0" * 64, tmp_path)
     assert own["CUDAARCHS"] == "90a"
 
 
