@@ -218,13 +218,15 @@ def test_units_go_through_it_and_links_do_not(tmp_path: Path, fake: Fake) -> Non
 def test_a_compile_that_has_just_ended_does_not_end_its_launcher(tmp_path: Path) -> None:
     """The last order may come while the thread that ran the compile still ends."""
     late = (
-        "import sys, time\n"
+        "import sys, threading, time\n"
         f"sys.path.insert(0, {str(Path(launcher.__file__).parents[1])!r})\n"
         "from sagewheels import launcher\n"
-        "def run(order, tell):\n"
-        "    tell(id=order['id'], code=0)\n"
-        "    time.sleep(30)\n"
-        "launcher.run = run\n"
+        "class Late(threading.Thread):\n"
+        "    def run(self):\n"
+        "        super().run()\n"
+        "        time.sleep(30)\n"
+        "threading.Thread = Late\n"
+        "launcher.run = lambda order: {'id': order['id'], 'code': 0}\n"
         "sys.exit(launcher.main(sys.argv[1], 'cxx', []))\n"
     )
     # An address holds about 100 characters.
@@ -234,6 +236,7 @@ def test_a_compile_that_has_just_ended_does_not_end_its_launcher(tmp_path: Path)
         server.listen()
         with subprocess.Popen([sys.executable, "-c", late, address]) as process:
             connection, _ = server.accept()
+            connection.settimeout(20)
             with connection, connection.makefile("rw", encoding="utf-8") as stream:
                 stream.readline()
                 stream.write(json.dumps({"id": "1", "run": [], "cwd": "/"}) + "\n")
