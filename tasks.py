@@ -26,7 +26,7 @@ _HELP = {
     "force": "compile even when the wheelhouse has this build key",
     "full": "also the long checks: streams, graphs, odd lengths, a second GPU, torch.compile (minutes)",
     "rebuild": "compile even when a wheel fits",
-    "all": "also the wheelhouse and the logs",
+    "all": "also the wheelhouse, the logs and the compiled objects in WORK_DIR",
 }
 
 
