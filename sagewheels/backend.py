@@ -12,7 +12,6 @@ from sagewheels.buildplan import Plan
 from sagewheels.compilers import Compilers, Counted, Tools
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed
-from sagewheels.recipe import UnitRule
 from sagewheels.resources import probe_source
 from sagewheels.schedule import Appetite, Pool
 from sagewheels.source import Checkout
@@ -35,7 +34,6 @@ _ECHOED = re.compile(r"\[|\s+(?:raise |File \")")
 def run(settings: Settings, plan: Plan, tree: Checkout, key: str, out: Path, log: Path) -> None:
     """Runs the source's own build to its end, showing what is done. Raises BuildFailed."""
     pool = Pool(plan.jobs.at_once, plan.jobs.memory)
-    known = plan.recipe.unit_rules
     tools = _tools(settings, plan, tree)
     serving = Compilers(
         tools,
@@ -43,7 +41,7 @@ def run(settings: Settings, plan: Plan, tree: Checkout, key: str, out: Path, log
         pool,
         settings.objects,
         appetite=lambda source: _appetite(plan, source),
-        parts=lambda source: known[source].parts if source in known else 1,
+        parts=lambda source: plan.recipe.unit(source).parts,
     )
     argv: list[str | Path] = [plan.target.python, "-c", probe_source("build"), out.resolve(), str(os.getpid())]
     ui.say(
@@ -109,10 +107,19 @@ def _stubs(settings: Settings, plan: Plan) -> Path:
     folder = settings.work_dir / "stubs"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "libcuda.so").exists():
-        compiler = (settings.variable("CXX") or "c++").split()
         part = folder / f".libcuda.{os.getpid()}.so"
         soname = "-Wl,-soname,libcuda.so.1"
-        argv: list[str | Path] = [*compiler, "-shared", "-nostdlib", soname, "-x", "c++", os.devnull, "-o", part]
+        argv: list[str | Path] = [
+            *toolkit.cxx(settings),
+            "-shared",
+            "-nostdlib",
+            soname,
+            "-x",
+            "c++",
+            os.devnull,
+            "-o",
+            part,
+        ]
         proc.run(argv, env=settings.environ, error=BuildFailed)
         part.replace(folder / "libcuda.so")
     return folder
@@ -122,7 +129,6 @@ def _tools(settings: Settings, plan: Plan, tree: Checkout) -> Tools:
     """What compiles, and the folders that another machine has elsewhere."""
     torch = plan.target.torch
     assert torch is not None
-    cxx = (settings.variable("CXX") or "c++").split()
     roots = {
         "src": tree.folder.resolve(),
         "site": torch.folder.parent,
@@ -131,7 +137,7 @@ def _tools(settings: Settings, plan: Plan, tree: Checkout) -> Tools:
         "prefix": plan.target.prefix,
     }
     # nvcc by its link, so that the headers it finds by itself have names that are the same everywhere.
-    programs = {"nvcc": ("cuda/bin/nvcc",), "cxx": tuple(cxx)}
+    programs = {"nvcc": ("cuda/bin/nvcc",), "cxx": tuple(toolkit.cxx(settings))}
     path = settings.variable("PATH")
     return Tools(
         programs=programs,
@@ -151,7 +157,7 @@ def _threads(plan: Plan) -> int:
 
 def _appetite(plan: Plan, source: str) -> Appetite:
     """What a unit takes, as the manifest has it; CUDA units go before others where it says nothing."""
-    rule = plan.recipe.unit_rules.get(source, UnitRule())
+    rule = plan.recipe.unit(source)
     return Appetite(
         seconds=rule.seconds or (30 if source.endswith(".cu") else 10),
         memory=(rule.memory or plan.recipe.memory_per_unit) * _threads(plan),

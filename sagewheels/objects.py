@@ -16,6 +16,7 @@ from typing import Any
 
 from sagewheels import ui
 from sagewheels.manifest import SHA256
+from sagewheels.wheel import file_hash
 
 _SCHEMA = 2
 """2: an object is named by its hash."""
@@ -135,8 +136,4 @@ def _regular(path: Path) -> Path:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with _regular(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_hash(_regular(path))[0]

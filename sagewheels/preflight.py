@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sagewheels import buildplan, host, proc, source, toolkit, trial, ui
@@ -72,18 +72,15 @@ def check(
     archs: tuple[Arch, ...],
     target: Target,
     here: Host,
-    *,
-    shims: Sequence[Path] = (),
 ) -> Toolkit:
     """The toolkit to build with, after everything that a build needs was found to be here, in 15 s at most.
 
-    Only a toolkit that has to be made from the package index takes longer, after all else was found good.
-    `shims` are folders that hold `nvcc` and `cxx` folders of headers. Raises UsageError with everything that is wrong,
-    StoreError where it is only that the source's repository does not answer.
+    Only a toolkit that has to be made from the package index takes longer, after all else was found good. Raises
+    UsageError with everything that is wrong, StoreError where it is only that the source's repository does not answer.
     """
     started = time.monotonic()
     archs = recipe.cubins_for(archs)
-    looked = look(settings, recipe, archs, target, shims=shims)
+    looked = look(settings, recipe, archs, target)
     making = not looked.kit and looked.may_make
     _cache(settings)
     findings = [*room(settings, recipe, here, work=_BUILD_DISK + making * _TOOLKIT_DISK), *looked.findings]
@@ -98,7 +95,7 @@ def check(
             remedy = f"{lacking.remedy}, or let the package index be reached"
             raise UsageError(f"{lacking.found}; and {error.what}", remedy) from None
         started = time.monotonic()
-        problems = trial.kernel(_trial(settings, recipe, archs, target, shims), kit)
+        problems = trial.kernel(_trial(settings, recipe, archs, target), kit)
         _raise([_no_toolkit(target, [(kit, problems)])] if problems else [])
         seconds += time.monotonic() - started
     ui.say("preflight", f"{', '.join(item.what for item in findings)}: all good, in {ui.duration(seconds)}")
@@ -144,8 +141,7 @@ def _disk(settings: Settings, need: int) -> Finding:
         if held := [_NAMES.get(char, char) for char in refused if char in str(folder)]:
             found = f"WORK_DIR {folder} holds {' and '.join(held)}, which torch's build cannot take"
             return Finding(what="disk", found=found, bad=True, remedy="Set WORK_DIR to a folder of another name")
-    finding = _folder("WORK_DIR", settings.work_dir, need, runs_programs=True)
-    return Finding(what="disk", found=finding.found, bad=finding.bad, remedy=finding.remedy)
+    return replace(_folder("WORK_DIR", settings.work_dir, need, runs_programs=True), what="disk")
 
 
 def _cache(settings: Settings) -> None:
@@ -178,7 +174,6 @@ def look(
     archs: tuple[Arch, ...],
     target: Target,
     *,
-    shims: Sequence[Path] = (),
     installs: bool = True,
 ) -> Looked:
     """Source, Python, compilers, toolkit and build tools, all tried at once; nothing is installed unless `installs`.
@@ -186,7 +181,7 @@ def look(
     Raises UsageError for a target without a CUDA torch.
     """
     toolkit.torch_of(target)
-    tried = _trial(settings, recipe, archs, target, shims)
+    tried = _trial(settings, recipe, archs, target)
     kits: Tried = []
     works: list[Callable[[], Finding]] = [
         lambda: _source(settings, recipe),
@@ -215,9 +210,9 @@ def _guarded(work: Callable[[], Finding]) -> Finding:
         return Finding(what="probe", found=found, bad=True, remedy="Look at TMPDIR")
 
 
-def _trial(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target: Target, shims: Sequence[Path]) -> Trial:
-    """A trial that begins now, with the manifest's own shims after those that are given."""
-    folders = [*shims, *([recipe.shims] if recipe.shims else [])]
+def _trial(settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target: Target) -> Trial:
+    """A trial that begins now."""
+    folders = [recipe.shims] if recipe.shims else []
     return Trial(
         settings=settings,
         target=target,
@@ -240,7 +235,7 @@ def without_torch(
     settings: Settings, recipe: Recipe, archs: tuple[Arch, ...], target: Target
 ) -> tuple[Finding, Finding, Finding]:
     """What can be told before there is a CUDA torch: source, host compiler and build tools; nothing is installed."""
-    tried = _trial(settings, recipe, archs, target, ())
+    tried = _trial(settings, recipe, archs, target)
     return _source(settings, recipe), _headers(settings, target), _tools(tried, installs=False)
 
 

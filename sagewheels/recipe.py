@@ -150,6 +150,10 @@ class Recipe:
                     found.add(one)
         return tuple(sorted(found))
 
+    def unit(self, source: str) -> UnitRule:
+        """What is known of a translation unit, by its file in the source; one part and no numbers where nothing is."""
+        return self.unit_rules.get(source, UnitRule())
+
     def nvcc(self, cuda: str) -> tuple[str, ...]:
         """The flags for an nvcc of this CUDA version: those for all, and those that it is new enough for."""
         newer = [flags for since, flags in self.nvcc_flags_since.items() if Version(since) <= Version(cuda)]

@@ -49,7 +49,7 @@ def checkout(settings: Settings, recipe: Recipe, folder: Path) -> Checkout:
     if recipe.source.path:
         return _copy(recipe, folder)
     folder.mkdir(parents=True)
-    repo, ref = settings.sage_source_repo or recipe.source.repo, settings.sage_source_ref or recipe.source.ref
+    repo, ref = _asked(settings, recipe)
     commit = _fetch(settings, recipe, folder, repo, ref)
     pinned = commit == recipe.source.commit
     if not pinned and ref == recipe.source.ref:
@@ -64,12 +64,17 @@ def checkout(settings: Settings, recipe: Recipe, folder: Path) -> Checkout:
     return Checkout(folder=folder, repo=public_name(repo), ref=ref, commit=commit, epoch=epoch, patches=applied)
 
 
+def _asked(settings: Settings, recipe: Recipe) -> tuple[str, str]:
+    """Repository and ref: the user's own, else the manifest's."""
+    return settings.sage_source_repo or recipe.source.repo, settings.sage_source_ref or recipe.source.ref
+
+
 def known(settings: Settings, recipe: Recipe) -> str:
     """The commit that a checkout will have, where that is known without one; else empty."""
     if recipe.source.path:
         return _content(ROOT / recipe.source.path)
-    asked = settings.sage_source_ref or recipe.source.ref
-    return recipe.source.commit if asked in (recipe.source.ref, recipe.source.commit) else ""
+    _, ref = _asked(settings, recipe)
+    return recipe.source.commit if ref in (recipe.source.ref, recipe.source.commit) else ""
 
 
 def answers(settings: Settings, recipe: Recipe, seconds: float) -> str:
@@ -82,7 +87,7 @@ def answers(settings: Settings, recipe: Recipe, seconds: float) -> str:
         if not (ROOT / recipe.source.path).is_dir():
             raise UsageError(f"{recipe.file}: source.path {recipe.source.path} is not a folder")
         return f"the folder {recipe.source.path}"
-    repo, ref = settings.sage_source_repo or recipe.source.repo, settings.sage_source_ref or recipe.source.ref
+    repo, ref = _asked(settings, recipe)
     # A commit is no ref: that it is there, only a fetch shows.
     commit = re.fullmatch(r"[0-9a-f]{40}", ref)
     wanted = ["--", _address(repo)] if commit else ["--exit-code", "--", _address(repo), ref]

@@ -126,11 +126,16 @@ def _nvcc(settings: Settings, home: Path) -> tuple[str, str]:
     return version[1], version[2]
 
 
+def cxx(settings: Settings) -> list[str]:
+    """The words that call the host compiler, such as `ccache g++`: CXX, else c++."""
+    return (settings.variable("CXX") or "c++").split()
+
+
 def host_compiler(settings: Settings) -> str:
     """First line of the host compiler's --version. Raises UsageError when there is none."""
-    name = settings.variable("CXX") or "c++"
-    done = proc.run([*name.split(), "--version"], env=settings.environ, timeout=_SECONDS, error=UsageError)
-    return done.out.splitlines()[0] if done.out else name
+    words = cxx(settings)
+    done = proc.run([*words, "--version"], env=settings.environ, timeout=_SECONDS, error=UsageError)
+    return done.out.splitlines()[0] if done.out else " ".join(words)
 
 
 def environment(settings: Settings, home: Path) -> dict[str, str]:

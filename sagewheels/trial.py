@@ -106,7 +106,7 @@ def binding(trial: Trial) -> str:
         source, made = Path(name) / "binding.cpp", Path(name) / "binding.o"
         source.write_text(_BINDING, encoding="utf-8")
         include = _includes([*trial.cxx_shims, trial.target.include])
-        cxx, flags = _cxx(trial.settings), trial.flags().cxx.split()
+        cxx, flags = toolkit.cxx(trial.settings), trial.flags().cxx.split()
         argv: Argv = [*cxx, trial.standard, *flags, "-fPIC", *include, "-c", source, "-o", made]
         env = dict(trial.settings.environ)
         link = _link(trial, made, [torch / "lib"], _TORCH_LIBRARIES)
@@ -177,10 +177,6 @@ def _environment(trial: Trial, kit: Toolkit) -> dict[str, str]:
     return {key: value for key, value in env.items() if key != "NVCC_APPEND_FLAGS"}
 
 
-def _cxx(settings: Settings) -> list[str]:
-    return (settings.variable("CXX") or "c++").split()
-
-
 def _includes(places: Iterable[Path]) -> list[str]:
     return [part for path in places for part in ("-I", str(path))]
 
@@ -188,7 +184,15 @@ def _includes(places: Iterable[Path]) -> list[str]:
 def _link(trial: Trial, made: Path, places: Iterable[Path], libraries: Iterable[str]) -> Argv:
     """The host compiler's call that makes a module of one object."""
     where = [*(f"-L{path}" for path in places), *(f"-l{name}" for name in libraries)]
-    return [*_cxx(trial.settings), "-shared", made, *where, *trial.flags().link.split(), "-o", made.with_suffix(".so")]
+    return [
+        *toolkit.cxx(trial.settings),
+        "-shared",
+        made,
+        *where,
+        *trial.flags().link.split(),
+        "-o",
+        made.with_suffix(".so"),
+    ]
 
 
 def _own_flags(settings: Settings, program: str, told: str) -> str:

@@ -159,7 +159,7 @@ def test_a_shim_comes_first(settings: Settings, home: Path, found: Target, thing
     (shim / "torch").mkdir(parents=True)
     (shim / "torch" / "extension.h").write_text("// light\n", encoding="utf-8")
     assert problems(settings, home, found, thing, nvcc_shims=[shim]) == ""
-    assert check(settings, found, thing, shims=[tmp_path / "light"]) == str(home)
+    assert check(settings, found, replace(thing, shims=tmp_path / "light")) == str(home)
 
 
 def test_a_torch_that_wants_a_newer_standard(settings: Settings, home: Path, found: Target, thing: Recipe) -> None:
@@ -545,7 +545,7 @@ def test_a_host_compiler_that_makes_no_module(settings: Settings, found: Target,
 
 
 def _trial(settings: Settings, found: Target, thing: Recipe) -> trial.Trial:
-    return preflight._trial(settings, thing, parse_list("12.0"), found, [])
+    return preflight._trial(settings, thing, parse_list("12.0"), found)
 
 
 def test_build_tools_that_the_index_does_not_give(
