@@ -294,8 +294,14 @@ def clean(c: Context, all: bool = False, dry_run: bool = False) -> None:
         cleaning.clean(job.settings, everything=all, dry_run=job.dry_run)
 
 
-@task(help={"args": "what to hand to pytest, such as '-k match -x'"})
-def test(c: Context, args: str = "") -> None:
+_TEST = {
+    "args": "what to hand to pytest, such as '-k match -x'",
+    "all": "also what takes minutes: every fault, every kill, all inputs (benchmarks/reliability.md)",
+}
+
+
+@task(help=_TEST)
+def test(c: Context, args: str = "", all: bool = False) -> None:
     """Linters and test suite in an environment of their own.
 
     Example: sagewheels test --args '-k match'
@@ -303,7 +309,7 @@ def test(c: Context, args: str = "") -> None:
     from sagewheels import quality
 
     with run.job(c, dry_run=None, locked=False) as job:
-        quality.test(job.settings, args)
+        quality.test(job.settings, args, everything=all)
 
 
 @task

@@ -49,10 +49,11 @@ def lint(settings: Settings) -> None:
     ui.say("lint", "ruff, mypy and shellcheck are content")
 
 
-def test(settings: Settings, arguments: str) -> None:
-    """The linters, then pytest with coverage. Raises SageError when something fails."""
+def test(settings: Settings, arguments: str, *, everything: bool = False) -> None:
+    """The linters, then pytest with coverage, `everything` of it if asked. Raises SageError when something fails."""
     lint(settings)
-    _show([environment(settings), "-m", "pytest", "--cov", "--cov-report=term", *shlex.split(arguments)])
+    whole = ["--all"] if everything else []
+    _show([environment(settings), "-m", "pytest", "--cov", "--cov-report=term", *whole, *shlex.split(arguments)])
 
 
 def _show(argv: list[str | Path]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from sagewheels.config import KEYS, SECRETS
@@ -65,6 +66,24 @@ def _isolate() -> None:
 
 
 _isolate()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--all`: also what takes minutes."""
+    parser.addoption("--all", action="store_true", help="also what takes minutes: every fault, every kill, all inputs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of hostile inputs, some in a quick run and as many as benchmarks/reliability.md says in a whole one."""
+    for name, examples in (("quick", 50), ("all", 4000)):
+        hypothesis.settings.register_profile(name, max_examples=examples, deadline=None)
+    hypothesis.settings.load_profile("all" if config.getoption("--all") else "quick")
+
+
+@pytest.fixture(scope="session")
+def everything(request: pytest.FixtureRequest) -> bool:
+    """Whether this run was asked to leave nothing out (`--all`): a quick one takes a sample of a long table."""
+    return bool(request.config.getoption("--all"))
 
 
 @pytest.fixture(autouse=True)
