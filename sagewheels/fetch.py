@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sagewheels import bad, match, ui, verify, web, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
+from sagewheels.files import arriving
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest, loads, parse
 from sagewheels.match import Verdict
@@ -90,15 +90,11 @@ def _with_own_proofs(job: Job, candidate: WheelManifest) -> WheelManifest:
 def _download(job: Job, candidate: WheelManifest, get: Callable[[Path, Callable[[int, int], None]], None]) -> Path:
     """Writes to a temporary name, checks size and sha256 of what is on disk, and only then gives it its name."""
     place = job.settings.wheelhouse_dir / candidate.wheel_file
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    try:
+    with arriving(place) as stream:
+        part = Path(stream.name)
         with ui.progress("fetch", every=5) as shown:
             get(part, lambda done, total: shown.update(f"{ui.size(done)} of {ui.size(total)}"))
         verify.bytes_as_promised(part, candidate)
-        part.replace(place)
-    finally:
-        part.unlink(missing_ok=True)
     wheelhouse.write_manifest(job.settings, candidate)
     promised = f"sha256 {candidate.wheel_sha256[:12]} as promised" if candidate.wheel_sha256 else "no sha256 to check"
     ui.say("fetch", f"{place.name}, {ui.size(place.stat().st_size)}, {promised}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sagewheels.errors import StoreError
-from sagewheels.store.files import arriving, copy
+from sagewheels.files import arriving, copy
 from sagewheels.store.tries import Trouble, busy, insist, meaning, status_text
 
 if TYPE_CHECKING:

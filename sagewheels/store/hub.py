@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urljoin
 
 from sagewheels.errors import StoreError
+from sagewheels.files import checked
 from sagewheels.store import Conflict, Snapshot
-from sagewheels.store.files import checked
 from sagewheels.store.hub_client import HubClient
 from sagewheels.store.hub_repo import CARD, ENDPOINT, Repo
 from sagewheels.web import TIMEOUT, Web
