@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,13 @@ _REMEDIES = {
 }
 
 
+_NO_ROOM = os.strerror(errno.ENOSPC)
 _running: set[subprocess.Popen[str]] = set()
 """For `end_all`: what a thread waits for, nobody else can end."""
+
+
+_held: set[int] = set()
+"""Descriptors of the locks that this run holds: see `holding`."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,18 @@ def run(
     cwd: Path | None = None,
     timeout: float | None = None,
     error: type[SageError] | None = None,
+    writes: bool = False,
 ) -> Result:
     """Runs `argv` to its end and returns what it printed.
 
-    Raises UsageError when the program is missing, and `error`, if given, when it fails or outlasts `timeout` seconds.
+    `writes`: it changes what our locks guard, so it holds them too, and the next run waits should it outlive this one.
+
+    Raises UsageError when the program is missing, and `error`, if given, when it fails or outlasts `timeout` seconds;
+    UsageError too where it says that the disk is full.
     """
     args = tuple(str(part) for part in argv)
-    with _session(args, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    held = tuple(_held) if writes else ()
+    with _session(args, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, held=held) as process:
         try:
             out, err = process.communicate(timeout=timeout)
             result = Result(args, process.returncode, out, err)
@@ -82,6 +92,11 @@ def run(
             # At once: who has not ended by now may also ignore to be asked.
             _signal(process, signal.SIGKILL)
             result = Result(args, -signal.SIGKILL, "", f"did not end within {timeout:.3g} s", worked)
+    if error and result.code and _NO_ROOM in result.err + result.out:
+        line = next(line.strip() for line in (result.err + result.out).splitlines() if _NO_ROOM in line)
+        raise UsageError(
+            f"{Path(args[0]).name} {_verb(args)}failed: the disk is full: {line}", "Free some space and try again"
+        )
     if error and result.code:
         raise error(f"{Path(args[0]).name} {_verb(args)}failed ({ending(result.code)}): {result.last_line}")
     return result
@@ -109,7 +124,13 @@ def wait(process: subprocess.Popen[str], seconds: float) -> None:
 
 @contextmanager
 def _session(
-    args: tuple[str, ...], *, env: Mapping[str, str] | None, cwd: Path | None, stdout: IO[str] | int, stderr: int
+    args: tuple[str, ...],
+    *,
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    stdout: IO[str] | int,
+    stderr: int,
+    held: Collection[int] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """A program in a session of its own, of which nothing is left when the block ends: compilers are grandchildren."""
     try:
@@ -123,6 +144,7 @@ def _session(
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=held,
         )
     except OSError as problem:
         if problem.errno not in _NO_PROGRAM or (cwd and not cwd.is_dir()):
@@ -144,6 +166,19 @@ def _session(
         for pipe in (process.stdout, process.stderr):
             if pipe:
                 pipe.close()
+
+
+@contextmanager
+def holding(lock: int) -> Iterator[None]:
+    """While the block lasts, programs that write hold this lock's descriptor too.
+
+    Not every program: a compiler cache leaves a server behind, which would hold it for ever.
+    """
+    _held.add(lock)
+    try:
+        yield
+    finally:
+        _held.discard(lock)
 
 
 def end_all() -> None:

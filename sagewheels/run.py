@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import os
+import shutil
 import signal
+import tempfile
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +16,7 @@ from types import FrameType
 from invoke.context import Context
 from invoke.exceptions import Exit
 
-from sagewheels import config
+from sagewheels import config, files
 from sagewheels.errors import Interrupted, SageError, UsageError
 from sagewheels.job import Job
 
@@ -27,7 +30,7 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
 
     Invoke's own `--dry` counts as `dry_run`; None says that the task has no dry run.
     """
-    logs = Path("logs")
+    logs, places = Path("logs"), [Path(tempfile.gettempdir())]
     signal.signal(signal.SIGTERM, _stop)
     try:
         if context.config.run.dry and dry_run is None:
@@ -35,6 +38,7 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
         dry_run = bool(dry_run or context.config.run.dry)
         settings = config.load(flags=flags)
         logs = settings.log_dir
+        places += [settings.work_dir, settings.wheelhouse_dir, settings.log_dir]
         run = Job(settings, dry_run=dry_run)
         if dry_run or not locked:
             yield run
@@ -46,7 +50,9 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
     except KeyboardInterrupt:
         raise Interrupted("interrupted: run the same command again, it goes on where it can") from None
     except OSError as error:
-        # A full disk, a folder that is not ours: a fact of the machine, not a bug.
+        if error.errno in files.FULL:
+            raise _full(error, places) from None
+        # A folder that is not ours: a fact of the machine, not a bug.
         where = f"{error.filename}: " if error.filename else ""
         raise SageError(f"{where}{error.strerror or error}", f"Mend that and run it again. {_kept(logs)}") from None
     except Exception as error:
@@ -76,6 +82,15 @@ def refuse_flags_of_many(words: Sequence[str], tasks: Collection[str]) -> None:
 def _stop(_signal: int, _frame: FrameType | None) -> None:
     """SIGTERM ends like Ctrl-C does, so that children end and temporary files go."""
     raise KeyboardInterrupt
+
+
+def _full(error: OSError, places: Sequence[Path]) -> SageError:
+    """Which disk is full. A write names no file: then it is where no room is left, if that can be seen."""
+    if error.filename:
+        return files.explained(error, Path(os.fsdecode(error.filename)))
+    used_up = [place for place in places if place.is_dir() and not shutil.disk_usage(place).free]
+    where = ", ".join(map(str, used_up)) or "the output, or a file below " + ", ".join(map(str, places))
+    return UsageError(f"{where} cannot be written: the disk is full", "Free some space and try again")
 
 
 def _kept(logs: Path) -> str:
