@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from sagewheels import arch, bad, host, proc, recipe, stack, target, ui, wheelhouse
+from sagewheels import arch, bad, files, host, proc, recipe, stack, target, ui, wheelhouse
 from sagewheels.arch import Arch
 from sagewheels.bad import Mark
 from sagewheels.buildplan import BUILD_TOOLS
@@ -230,7 +230,7 @@ class Job:
             with _locked(folder / "lock", str(folder)), self._target_alone():
                 yield
         except OSError as error:
-            if Path(error.filename or "") in (folder, folder / "lock"):
+            if Path(error.filename or "") in (folder, folder / "lock") and error.errno not in files.FULL:
                 raise UsageError(
                     f"WORK_DIR {folder} cannot be used ({error.strerror})", "Name another folder"
                 ) from None
@@ -286,7 +286,7 @@ def _locked(path: Path, what: str) -> Iterator[None]:
 def _holder(lock: int) -> str:
     """What the holder says of itself, as far as it can be shown."""
     text = os.pread(lock, 100, 0).decode("utf-8", "replace").strip()
-    return text if text and text.isprintable() else "unknown"
+    return text if text and text.isascii() and text.isprintable() else "unknown"
 
 
 def _ourselves() -> str:

@@ -6,7 +6,6 @@ import datetime
 import os
 import shutil
 import signal
-import tempfile
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
 
     Invoke's own `--dry` counts as `dry_run`; None says that the task has no dry run.
     """
-    logs, places = Path("logs"), [Path(tempfile.gettempdir())]
+    logs, places = Path("logs"), list[Path]()
     signal.signal(signal.SIGTERM, _stop)
     try:
         if context.config.run.dry and dry_run is None:
@@ -38,7 +37,7 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
         dry_run = bool(dry_run or context.config.run.dry)
         settings = config.load(flags=flags)
         logs = settings.log_dir
-        places += [settings.work_dir, settings.wheelhouse_dir, settings.log_dir]
+        places = [settings.work_dir, settings.wheelhouse_dir, settings.log_dir]
         run = Job(settings, dry_run=dry_run)
         if dry_run or not locked:
             yield run
@@ -52,6 +51,9 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
     except OSError as error:
         if error.errno in files.FULL:
             raise _full(error, places) from None
+        if "temporary directory" in (error.strerror or ""):  # what Python says of full disks, among others
+            what = f"no temporary file can be written: {error.strerror}"
+            raise UsageError(what, "Free some space, or set TMPDIR") from None
         # A folder that is not ours: a fact of the machine, not a bug.
         where = f"{error.filename}: " if error.filename else ""
         raise SageError(f"{where}{error.strerror or error}", f"Mend that and run it again. {_kept(logs)}") from None
@@ -89,7 +91,7 @@ def _full(error: OSError, places: Sequence[Path]) -> SageError:
     if error.filename:
         return files.explained(error, Path(os.fsdecode(error.filename)))
     used_up = [place for place in places if place.is_dir() and not shutil.disk_usage(place).free]
-    where = ", ".join(map(str, used_up)) or "the output, or a file below " + ", ".join(map(str, places))
+    where = ", ".join(map(str, used_up)) or f"the output, a temporary file, or one below {', '.join(map(str, places))}"
     return UsageError(f"{where} cannot be written: the disk is full", "Free some space and try again")
 
 
