@@ -77,8 +77,7 @@ class Objects:
                 # By its content: who compiles the same at the same time may get another one.
                 Path(part.name).replace(place.with_name(f"{entry.object}.o"))
             with unfinished(place.parent) as part:
-                part.write(text.encode("utf-8"))
-                part.flush()
+                Path(part.name).write_text(text, encoding="utf-8")
                 # Last: whoever sees the entry sees its object too.
                 Path(part.name).replace(place.with_suffix(".json"))
         except OSError as error:

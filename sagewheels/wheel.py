@@ -29,6 +29,7 @@ from elftools.elf.sections import SymbolTableSection
 from sagewheels import arch, proc, stableabi
 from sagewheels.arch import Arch
 from sagewheels.errors import Refused, UsageError
+from sagewheels.files import FULL
 
 _MOST_BYTES = 2_000_000_000
 """More than this unpacked is no attention wheel: upstream's largest is 23 MB packed."""
@@ -117,6 +118,8 @@ def inspect(path: Path, package: str) -> Wheel:
         RuntimeError,
         ValueError,
     ) as error:
+        if getattr(error, "errno", None) in FULL:  # a full disk says nothing about the wheel
+            raise
         raise Refused(f"{path.name} is not a readable zip archive ({error})") from None
     return Wheel(path=path, sha256=sha256, size=size, name=name, version=version, tags=tags, extensions=extensions)
 

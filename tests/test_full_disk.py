@@ -15,7 +15,7 @@ from tests.trap import FULL, Ended, Stage
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
     """Where the user has a version of the package, with a script."""
-    made = Stage(tmp_path)
+    made = Stage(tmp_path, short_lived=True)
     wheels.pip(made.machine.python, "install", made.theirs)
     return made
 

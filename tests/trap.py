@@ -78,7 +78,8 @@ class Ended:
 class Stage:
     """A machine with a directory store that can be set back to how it was, and commands to run on it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, short_lived: bool = False) -> None:
+        """`short_lived`: what is in TMPDIR counts as well."""
         self.folder = folder / "here"
         self.machine: Machine = wheels.machine(self.folder)
         self.built = wheels.make(folder / "built", python="mark = 'built'\n")
@@ -96,10 +97,9 @@ class Stage:
             "WHEELHOUSE_DIR": str(self.folder / "wheelhouse"),
             "LOG_DIR": str(self.folder / "logs"),
             "BUILT": str(self.built),
-            # Locks and short-lived folders count as well.
-            "TMPDIR": str(self.folder / "tmp"),
+            "TMPDIR": str((self.folder if short_lived else folder) / "tmp"),
         }
-        (self.folder / "tmp").mkdir()
+        Path(self._env["TMPDIR"]).mkdir()
 
     def save(self) -> None:
         """From now on `reset` leads here."""
