@@ -17,18 +17,26 @@ from sagewheels.errors import Refused, StoreError
 from sagewheels.manifest import WheelManifest, when
 from sagewheels.store import Conflict, Snapshot, Store
 from sagewheels.store.card import CARD, card
-from sagewheels.store.entries import INDEX, LATEST, MEND, document, encoded, entries, latest, merge
+from sagewheels.store.entries import INDEX, LATEST, MEND, damage, document, encoded, entries, latest, merge
 
 TRIES = 12
+READS = 3
 
 _LAG_TRIES = 5
 _OURS = "Nobody's wheel is overwritten: remove that one yourself, or use another store"
 
 
-def load(store: Store) -> tuple[list[WheelManifest], list[str], Snapshot]:
-    """All entries of a store, what was wrong with others, and what was read, in one read. Raises StoreError."""
-    snapshot = store.read(INDEX, LATEST)
-    return *entries(snapshot), snapshot
+def load(
+    store: Store, *, pause: Callable[[float], None] = time.sleep
+) -> tuple[list[WheelManifest], list[str], Snapshot]:
+    """All entries of a store, what was wrong with others, and what was read, in one read.
+
+    Raises StoreError, also for an index that stays damaged: what such a store holds, nobody knows.
+    """
+    found, problems, snapshot = _look(store, pause, INDEX, LATEST)
+    if problems and (what := damage(snapshot)):
+        raise StoreError(f"the store's {what}", f"Try again later. {MEND}")
+    return found, problems, snapshot
 
 
 def publish(store: Store, wheel: Path, manifest: WheelManifest, *, pause: Callable[[float], None] = time.sleep) -> bool:
@@ -145,7 +153,7 @@ def _insist(
     for attempt in range(TRIES):
         if attempt:
             pause(random.uniform(0.3, 1.0) * min(8.0, 0.25 * 2**attempt))
-        snapshot = store.read(INDEX, LATEST, CARD)
+        snapshot = _look(store, pause, INDEX, LATEST, CARD)[2]
         try:
             files = changes(snapshot)
             if files:
@@ -155,6 +163,19 @@ def _insist(
         else:
             return bool(files) or attempt > 0
     raise StoreError(f"{store.label} kept changing during {TRIES} tries", "Try again when others have finished")
+
+
+def _look(store: Store, pause: Callable[[float], None], *paths: str) -> tuple[list[WheelManifest], list[str], Snapshot]:
+    """Entries, problems and these files; asked for again where the index was damaged, on its way perhaps."""
+    for attempt in range(READS):
+        if attempt:
+            pause(random.uniform(0.3, 1.0))
+        snapshot = store.read(*paths)
+        found, problems = entries(snapshot)
+        # An index of ten thousand wheels is not read twice for nothing.
+        if not problems or not damage(snapshot):
+            break
+    return found, problems, snapshot
 
 
 def _complete(store: Store, there: WheelManifest | None, manifest: WheelManifest) -> WheelManifest:
