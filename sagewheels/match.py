@@ -220,13 +220,13 @@ def _glibc(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
 
 def _too_new(candidate: WheelManifest, wanted: Wanted) -> str:
     """The glibc that it needs, by its manifest or by the oldest of its manylinux tags, where the machine's is older."""
-    tagged = "" if _suits(candidate.tags, wanted.tags) else _tagged_glibc(candidate.tags[2])
+    tagged = "" if _suits(candidate.tags, wanted.tags) else tagged_glibc(candidate.tags[2])
     needs = max(candidate.glibc, tagged, key=_release)
     return needs if wanted.glibc and _release(needs) > _release(wanted.glibc) else ""
 
 
 @lru_cache(maxsize=1024)
-def _tagged_glibc(platform: str) -> str:
+def tagged_glibc(platform: str) -> str:
     """`2.34` for `manylinux_2_34_x86_64`, the oldest of many; empty for another tag."""
     return min((f"{major}.{minor}" for major, minor in _MANYLINUX.findall(platform)), key=_release, default="")
 

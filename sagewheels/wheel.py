@@ -23,7 +23,7 @@ from sagewheels.arch import Arch
 from sagewheels.errors import Refused, UsageError
 
 _CUBIN = re.compile(r"\bsm_([0-9]+[af]?)\b")
-_MACHINES = {("EM_X86_64", 64, True): "x86_64", ("EM_AARCH64", 64, True): "aarch64"}
+_MACHINES = {("EM_X86_64", True): "x86_64", ("EM_AARCH64", True): "aarch64"}
 _LOADED = {"DT_SYMTAB": "SHT_DYNSYM", "DT_VERNEED": "SHT_GNU_verneed"}
 
 
@@ -134,6 +134,8 @@ def _extension(path: Path, module: str) -> Extension:
     try:
         with path.open("rb") as stream:
             elf = ELFFile(stream)
+            if elf.elfclass != 64:
+                raise ValueError("it is for 32 bits")
             sections = list(elf.iter_sections())
             _as_loaded(elf, sections)
             needed = [tag.needed for one in sections if isinstance(one, DynamicSection) for tag in _needed(one)]
@@ -143,7 +145,7 @@ def _extension(path: Path, module: str) -> Extension:
             symbols = [symbol for one in tables for symbol in one.iter_symbols()]
             cxx11 = any("__cxx11" in symbol.name for symbol in symbols)
             undefined = {symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name}
-            machine = _MACHINES.get((elf["e_machine"], elf.elfclass, elf.little_endian), "another machine")
+            machine = _MACHINES.get((elf["e_machine"], elf.little_endian), "another machine")
     except (ELFError, OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
         raise Refused(f"{path.name} is not a readable ELF file ({error})") from None
     glibc = [name[6:] for name in names if re.fullmatch(r"GLIBC_[0-9]{1,6}(\.[0-9]{1,6})*", name)]
