@@ -47,7 +47,7 @@ def _is_pending(found: Target, recipe: Recipe, state: dict[str, Any]) -> bool:
     """
     if not state.get("pending"):
         return False
-    ours = [Path(name).name.split("-")[1] for name in (state["pending"], state.get("previous")) if name]
+    ours = ["".join(Path(name).name.split("-")[1:2]) for name in (state["pending"], state.get("previous")) if name]
     return found.versions.get(recipe.name) in (None, *ours)
 
 
@@ -77,10 +77,10 @@ def is_in_place(found: Target, recipe: Recipe, state: dict[str, Any], sha256: st
 
 def _is_intact(dist_info: Path) -> bool:
     """Whether every file has the sha256 that RECORD says; a few milliseconds for a wheel of a few megabytes."""
-    rows = csv.reader(io.StringIO((dist_info / "RECORD").read_text(encoding="utf-8")))
     try:
+        rows = csv.reader(io.StringIO((dist_info / "RECORD").read_text(encoding="utf-8")))
         return all(_digest((dist_info.parent / row[0]).read_bytes()) == row[1] for row in rows if row[1:2] != [""])
-    except (OSError, IndexError):
+    except (OSError, IndexError, ValueError, csv.Error):
         return False
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 from sagewheels import arch
@@ -81,8 +81,11 @@ class WheelManifest:
         return f"{self.stable_torch} or newer" if self.stable_torch else self.torch
 
     def to_json(self) -> str:
-        """The text of `<wheel>.whl.json`."""
-        return json.dumps(self.data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        """The text of `<wheel>.whl.json`. Raises ManifestError for one that is nested deeper than can be written."""
+        try:
+            return json.dumps(self.data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        except RecursionError:
+            raise ManifestError(f"the manifest of {self.wheel_file} is nested too deep") from None
 
     def updated(self, **changes: Any) -> WheelManifest:
         """A copy with these JSON keys set."""
@@ -95,11 +98,18 @@ def loads(text: str | bytes, where: str) -> WheelManifest:
 
 
 def load_json(text: str | bytes, where: str) -> object:
-    """JSON, or a ManifestError that names `where`: also for bad UTF-8, NaN and absurd nesting."""
+    """JSON, or a ManifestError that names `where`: also for bad UTF-8, NaN, 1e999 and absurd nesting."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{where} is not JSON ({str(error)[:80]})") from None
+
+
+def _finite(text: str) -> float:
+    """1e999 is infinite to Python, which writes it as `Infinity`: nobody could read the index any more."""
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text[:20]} is no number")
+    return number
 
 
 def _no_constant(name: str) -> object:
@@ -117,7 +127,7 @@ def parse(data: object, where: str) -> WheelManifest:
     file = text["wheel_file"]
     if not file or len(file) > 255 or not _WHEEL_FILE.fullmatch(file):
         raise ManifestError(f"{where}: wheel_file {file[:80]!r} is not the name of a wheel")
-    if prod(part.count(".") + 1 for part in file[: -len(".whl")].rsplit("-", 3)[1:]) > _MOST_TAGS:
+    if math.prod(part.count(".") + 1 for part in file[: -len(".whl")].rsplit("-", 3)[1:]) > _MOST_TAGS:
         raise ManifestError(f"{where}: wheel_file {file[:80]!r} has more than {_MOST_TAGS} tags")
     sha256 = text["wheel_sha256"].lower()
     if sha256 and not SHA256.fullmatch(sha256):

@@ -13,6 +13,7 @@ from sagewheels.bad import Mark
 from sagewheels.config import Settings
 from sagewheels.errors import SageError
 from sagewheels.manifest import WheelManifest, loads
+from sagewheels.store.entries import encoded
 from sagewheels.store.files import arriving
 
 MARKS = "known-bad.json"
@@ -57,7 +58,7 @@ def write_manifest(settings: Settings, manifest: WheelManifest) -> None:
     settings.wheelhouse_dir.mkdir(parents=True, exist_ok=True)
     place = settings.wheelhouse_dir / f"{manifest.wheel_file}.json"
     part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    part.write_text(manifest.to_json(), encoding="utf-8")
+    part.write_bytes(encoded(manifest.to_json()))
     part.replace(place)
 
 

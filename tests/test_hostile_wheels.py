@@ -68,7 +68,11 @@ def file(name: str, data: bytes = EVIL) -> Make:
 
 def library(name: str, built: str = "_fused") -> Make:
     """The same with a shared library, which is not compiled before it is wanted."""
-    return lambda folder: file(name, wheels.extension(built))(folder)
+
+    def make(folder: Path) -> Path:
+        return file(name, wheels.extension(built))(folder)
+
+    return make
 
 
 def with_info(**texts: bytes) -> Make:

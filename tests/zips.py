@@ -72,7 +72,7 @@ class Zip:
         last |= {"disk": 0, **self.end}
         here = last["count"] if last["here"] is None else last["here"]
         tail = (last["disk"], 0, here, last["count"], last["length"], last["start"], len(last["comment"]))
-        return bytes(out + directory) + _END.pack(b"PK\x05\x06", *tail) + last["comment"] + self.after
+        return b"".join((out, directory, _END.pack(b"PK\x05\x06", *tail), last["comment"], self.after))
 
 
 def _local(of: dict[str, Any]) -> bytes:

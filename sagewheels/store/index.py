@@ -220,10 +220,13 @@ def _pages(
     for old in index["wheels"]:
         name = old.get("wheel_file") if isinstance(old, dict) else None
         wheels.append(waiting.pop(name, old) if isinstance(name, str) else old)
-    after = {**index, "wheels": wheels + list(waiting.values())}
+    try:
+        after = json.dumps({**index, "wheels": wheels + list(waiting.values())}, indent=1, sort_keys=True)
+    except RecursionError:
+        raise StoreError(f"{INDEX} of {store.label} is nested too deep to be written again", MEND) from None
     old_card = snapshot.files.get(CARD, b"").decode("utf-8", "replace")
     return {
-        INDEX: encoded(json.dumps(after, indent=1, sort_keys=True) + "\n"),
+        INDEX: encoded(f"{after}\n"),
         CARD: encoded(card(everything, store, old_card, _marks(index))),
     }
 
