@@ -58,7 +58,7 @@ def is_pending(found: Target, recipe: Recipe, state: dict[str, Any]) -> bool:
     """
     if not state.get("pending"):
         return False
-    ours = [Path(name).name.split("-")[1] for name in (state["pending"], state.get("previous")) if name]
+    ours = ["".join(Path(name).name.split("-")[1:2]) for name in (state["pending"], state.get("previous")) if name]
     return found.versions.get(recipe.name) in (None, *ours)
 
 
@@ -99,7 +99,7 @@ def _is_intact(dist_info: Path) -> bool:
     try:
         rows = csv.reader(io.StringIO((dist_info / "RECORD").read_text(encoding="utf-8")))
         return all(aside.digest((dist_info.parent / row[0]).read_bytes()) == row[1] for row in rows if row[1:2] != [""])
-    except (OSError, IndexError, UnicodeDecodeError):
+    except (OSError, IndexError, ValueError, csv.Error):
         return False
 
 

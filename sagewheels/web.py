@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -235,4 +236,4 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 def _length(answer: requests.Response) -> int:
     """The bytes that are to come, 0 when nobody said."""
     text = answer.headers.get("Content-Length") or ""
-    return int(text) if text.isdecimal() and not answer.headers.get("Content-Encoding") else 0
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) and not answer.headers.get("Content-Encoding") else 0

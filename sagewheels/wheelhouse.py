@@ -12,6 +12,7 @@ from sagewheels.config import Settings
 from sagewheels.errors import SageError
 from sagewheels.files import arriving, copy
 from sagewheels.manifest import WheelManifest, loads
+from sagewheels.store.entries import encoded
 
 MARKS = "known-bad.json"
 """What smoke found bad on this machine, whether or not the store could be told."""
@@ -50,7 +51,7 @@ def keep(settings: Settings, path: Path, manifest: WheelManifest) -> Path:
 def write_manifest(settings: Settings, manifest: WheelManifest) -> None:
     """Writes the manifest beside its wheel, whole or not at all."""
     with arriving(settings.wheelhouse_dir / f"{manifest.wheel_file}.json") as stream:
-        stream.write(manifest.to_json().encode("utf-8"))
+        stream.write(encoded(manifest.to_json()))
 
 
 def raw_marks(settings: Settings) -> list[Any]:
