@@ -20,6 +20,8 @@ _NO_CLOCK = 2100
 """From this year on a date is a mistake, or made to have the last word for ever."""
 _WHEEL_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+]*(-[A-Za-z0-9._+!]+){4,5}\.whl")
 _LONGEST = 1000
+LATER = ("signature", "proofs", "unvouched_proofs", "loads", "hf_wheel_url")
+"""The keys that may change after a wheel is made, which its signature therefore does not cover."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEXTS = (
     "created_at_utc wheel_file wheel_sha256 hf_wheel_url sageattention_version expected_sageattention_version "
@@ -81,6 +83,11 @@ class WheelManifest:
     def to_json(self) -> str:
         """The text of `<wheel>.whl.json`."""
         return json.dumps(self.data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @property
+    def signed_part(self) -> dict[str, Any]:
+        """What a signature covers: all that was true when the wheel was made."""
+        return {key: value for key, value in self.data.items() if key not in LATER}
 
     def updated(self, **changes: Any) -> WheelManifest:
         """A copy with these JSON keys set."""

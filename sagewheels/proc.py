@@ -22,6 +22,7 @@ _REMEDIES = {
     "c++": "Install a C++ compiler (apt-get install g++)",
     "g++": "Install a C++ compiler (apt-get install g++)",
     "uv": "Install uv (pip install uv)",
+    "ssh-keygen": "Install it (apt-get install openssh-client)",
 }
 
 
@@ -67,15 +68,17 @@ def run(
     cwd: Path | None = None,
     timeout: float | None = None,
     error: type[SageError] | None = None,
+    input: str | None = None,
 ) -> Result:
-    """Runs `argv` to its end and returns what it printed.
+    """Runs `argv` to its end and returns what it printed; `input` is what it reads from stdin, which is else empty.
 
     Raises UsageError when the program is missing, and `error`, if given, when it fails or outlasts `timeout` seconds.
     """
     args = tuple(str(part) for part in argv)
-    with _session(args, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+    with _session(args, env=env, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
-            out, err = process.communicate(timeout=timeout)
+            out, err = process.communicate(input, timeout=timeout)
             result = Result(args, process.returncode, out, err)
         except subprocess.TimeoutExpired:
             worked = _processor_time(process.pid)
@@ -109,7 +112,13 @@ def wait(process: subprocess.Popen[str], seconds: float) -> None:
 
 @contextmanager
 def _session(
-    args: tuple[str, ...], *, env: Mapping[str, str] | None, cwd: Path | None, stdout: IO[str] | int, stderr: int
+    args: tuple[str, ...],
+    *,
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    stdout: IO[str] | int,
+    stderr: int,
+    stdin: int = subprocess.DEVNULL,
 ) -> Iterator[subprocess.Popen[str]]:
     """A program in a session of its own, of which nothing is left when the block ends: compilers are grandchildren."""
     try:
@@ -117,7 +126,7 @@ def _session(
             args,
             env=_clean(env),
             cwd=cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             text=True,
@@ -141,7 +150,7 @@ def _session(
                 pass
         _signal(process, signal.SIGKILL)
         process.wait()
-        for pipe in (process.stdout, process.stderr):
+        for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe:
                 pipe.close()
 
