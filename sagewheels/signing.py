@@ -186,9 +186,10 @@ def _is_locked(text: str) -> bool:
     if not body:
         return "ENCRYPTED" in text
     try:
-        return base64.b64decode("".join(body[1].split())[:40])[15:23] != b"\0\0\0\4none"
+        head = base64.b64decode("".join(body[1].split())[:40])
     except ValueError:  # damaged, which is another story
         return False
+    return head.startswith(b"openssh-key-v1\0") and head[15:23] != b"\0\0\0\4none"
 
 
 def _quiet(env: Mapping[str, str]) -> dict[str, str]:

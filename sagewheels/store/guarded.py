@@ -41,7 +41,7 @@ class GuardedStore:
         self._least, self._adopting, self._pause = least, adopting, pause
         self._last: Snapshot | None = None
         self.standing = ""
-        """`index serial 17, signed as NAME`, once an index was verified or signed."""
+        """`index serial 17, signed by NAME`, once an index was verified or signed."""
 
     @property
     def label(self) -> str:
@@ -103,7 +103,7 @@ class GuardedStore:
         signed = encoded(json.dumps(document, indent=1, sort_keys=True) + "\n")
         revision = self._inner.commit(parent, {**files, INDEX: signed}, message)
         serials.remember(self._memory, self.label, serial)
-        self.standing = f"index serial {serial}, signed {'with' if name == 'SIGNING_KEY' else 'as'} {name}"
+        self.standing = _standing(serial, name)
         return revision
 
     def address(self, path: str) -> str:
@@ -166,11 +166,15 @@ class GuardedStore:
             what = f"{INDEX} of {self.label} has serial {serial}, and {floor} is the least that is believed here"
             raise Untrusted(f"{what}: an older state was put back", _REMEDY)
         serials.remember(self._memory, self.label, serial)
-        self.standing = f"index serial {serial}, signed by {answer.signer}"
+        self.standing = _standing(serial, answer.signer)
         return document
 
     def _floor(self) -> int:
         return max(self._least, serials.seen(self._memory, self.label))
+
+
+def _standing(serial: int, signer: str) -> str:
+    return f"index serial {serial}, signed {'with' if signer == 'SIGNING_KEY' else 'by'} {signer}"
 
 
 def _document(snapshot: Snapshot) -> dict[str, Any] | None:
