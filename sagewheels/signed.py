@@ -10,7 +10,7 @@ from sagewheels import proc, signing, ui
 from sagewheels.config import Settings
 from sagewheels.errors import UsageError
 from sagewheels.job import Job
-from sagewheels.store import index
+from sagewheels.store import Snapshot, index
 
 _PRINCIPAL = "sagewheels"
 
@@ -37,7 +37,15 @@ def begin(job: Job) -> Job:
 def adopt(job: Job) -> bool:
     """The index is signed; False when it was. Says what nobody vouched for. Raises StoreError, UsageError."""
     unlocked = job.store.adopting()
-    made = index.adopt(unlocked, unlocked.vouched)
+    objections = list[str]()
+
+    def objection(snapshot: Snapshot) -> str:
+        objections[:] = filter(None, [unlocked.objection(snapshot)])
+        return "".join(objections)
+
+    made = index.adopt(unlocked, objection)
+    for what in objections if made else ():
+        ui.say("init-hf", f"adopted all the same, its wheels only: {what}")
     found = job.published
     moved = sum(1 for one in found if one.data.get("unvouched_proofs") and not one.proofs)
     if made and moved:

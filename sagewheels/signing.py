@@ -113,7 +113,7 @@ def verify(payload: str, signature: object, namespace: str, by: Signers, env: Ma
             return ask("verify", "-f", folder / "allowed", "-I", name, "-n", namespace, *more).code == 0
 
         found = ask("find-principals", "-f", folder / "allowed")
-        names = found.out.split() if found.code == 0 else []
+        names = re.findall(r"[^,\n]+", found.out) if found.code == 0 else []
         revoked = ("-r", folder / "revoked") if by.revoked else ()
         for name in names:
             if verified(name, *revoked):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from sagewheels import (
 from sagewheels import fetch as fetching
 from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, Untrusted, UsageError
 from sagewheels.job import Job
-from sagewheels.manifest import WheelManifest
+from sagewheels.manifest import Proof, WheelManifest
 from sagewheels.match import rank
 from sagewheels.recipe import Recipe
 from sagewheels.target import Target
@@ -334,7 +335,7 @@ def _record(job: Job, made: Made, outcome: smoke.Outcome) -> None:
         loads = [item for item in known if item != entry] if isinstance(known, list) else []
         wheelhouse.write_manifest(job.settings, manifest.updated(loads=[*loads, entry]))
         return
-    known = {_occasion(proof.raw) for proof in manifest.proofs}
+    known = {_occasion(proof.raw) for proof in _known_proofs(job, manifest)}
     marks = marking.against(job, manifest)
     fresh = [one for one in outcome.proofs if marking.overrules(one, marks) or _occasion(one) not in known]
     if not fresh:
@@ -346,6 +347,17 @@ def _record(job: Job, made: Made, outcome: smoke.Outcome) -> None:
     wheelhouse.write_manifest(job.settings, proven)
     marking.take_back(job, proven)
     _publish_proof(job, proven)
+
+
+def _known_proofs(job: Job, manifest: WheelManifest) -> tuple[Proof, ...]:
+    """The proofs that need no repetition; where we sign, those that are signed or may be."""
+    if not job.trust.signs:
+        return manifest.proofs
+    try:
+        there = [one.proofs for one in job.published if one.wheel_file == manifest.wheel_file]
+    except (StoreError, Untrusted):
+        there = []
+    return (*job.trust.own_proofs(manifest).proofs, *chain.from_iterable(there))
 
 
 def _occasion(proof: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from sagewheels.bad import Mark
 from sagewheels.config import load
 from sagewheels.errors import NothingCompatible, Refused, SageError, StoreError, Untrusted, UsageError
 from sagewheels.job import Job
+from sagewheels.resources import ROOT
 from sagewheels.store import index
 from tests import signers, wheels
 from tests.hub import Hub
@@ -26,7 +29,7 @@ from tests.wheels import NAME, TAG, VERSION, Machine
 GOOD = f"{NAME}-{VERSION}{wheels.LABEL}-{TAG}.whl"
 OTHER = GOOD.replace("sm120", "sm120.kother")
 PROOF = {"gpu": "NVIDIA GeForce RTX 5090", "arch": "12.0", "at_utc": "2026-01-02T00:00:00Z"}
-REMEDY = "Ask who publishes there, or run auto --rebuild, which does without it."
+REMEDY = "Its signers can mend it (init-hf --sign), auto --rebuild does without it."
 OF_ANOTHER = "does not match its signature: it was altered, or the signature is of another"
 
 pytestmark = [
@@ -307,6 +310,36 @@ def test_what_nobody_signs_says_nothing(local: Cast) -> None:
     assert [len(one["proofs"]) for one in local.shop.index["wheels"]] == [0, 0]
 
 
+def test_what_nobody_signs_is_not_signed_over(local: Cast) -> None:
+    """Nor by a machine that only has a key, and takes all that it reads."""
+    place = local.publisher(trusting=False)
+    place.publish()
+    entry = local.shop.entry(GOOD)
+    for forged in ({**entry, "proofs": [PROOF]}, {**entry, "wheel_file": OTHER, "signature": None}):
+        local.shop.put({"latest.json": json.dumps(forged).encode()})
+        place.publish(f"+cu130torch2.11sm120.k{len(forged['proofs'])}")
+    assert [one["proofs"] for one in local.shop.index["wheels"]] == [[], [], []]
+    assert OTHER not in fetch_verdicts(local.reader())
+
+
+def test_a_stolen_token_cannot_make_a_key_sign_what_it_wrote(local: Cast) -> None:
+    """Also where nothing is enforced on reading: what is signed was verified first."""
+    place = local.publisher(trusting=False)
+    place.publish()
+    before = local.shop.files()
+    for theft in (alter, add_proof, strip, swap, of_a_wheel):
+        theft(local.shop, local.keys, {})
+        stolen = local.shop.files()
+        line = failing(StoreError, steps.do_upload, place.job(), place.build("+cu130torch2.11sm120.kother"))
+        assert line.startswith(f"nothing was published: index.json of {local.shop.label} ")
+        assert local.shop.files() == stolen
+        local.shop.put({"index.json": before["index.json"]})
+    place.publish("+cu130torch2.11sm120.kother")
+    replay(local.shop, local.keys, before)
+    line = failing(StoreError, steps.do_upload, place.job(), place.build("+cu130torch2.11sm120.kthird"))
+    assert "has serial 1, and 2 is the least that is believed here" in line
+
+
 # A stolen or careless key of a signer of the index: each wheel still has to be signed by its maker
 
 
@@ -515,6 +548,26 @@ def test_two_signers_publish_at_once(cast: Cast, monkeypatch: pytest.MonkeyPatch
     steps.do_upload(job, mine)
     assert fetch_verdicts(cast.reader()) == {mine[0].name: "", theirs[0].name: ""}
     assert (cast.shop.index["serial"], job.store.standing) == (2, "index serial 2, signed by maker")
+
+
+def test_a_proof_is_signed_where_it_is_found(
+    mine: Cast, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the machine that found it, though the wheelhouse holds one of the same occasion that nobody vouches for."""
+    wheels.with_gpu_answers(monkeypatch)
+    wheels.script(mine.machine.folder / "bin" / "nvidia-smi", f"#!/bin/sh\necho '{wheels.RTX}'\n")
+    place = mine.publisher()
+    made = place.build(proofs=[{**PROOF, "driver": "580.65.06", "torch_version": "2.11.0+cu130"}])
+    steps.do_upload(place.job(), made)
+    assert mine.shop.entry(GOOD)["proofs"] == []
+    steps.do_verify(place.job(), made)
+    steps.do_smoke(place.job())
+    assert f"[smoke] the proof is in {mine.shop.label}" in said(capsys)
+    (proof,) = mine.shop.entry(GOOD)["proofs"]
+    assert proof["at_utc"] != PROOF["at_utc"]
+    assert (mine.shop.index["serial"], fetch_verdicts(mine.reader())) == (2, {GOOD: ""})
+    steps.do_smoke(place.job())
+    assert mine.shop.index["serial"] == 2, "nothing new was found"
 
 
 # Rollback
@@ -819,6 +872,7 @@ def test_adopting_keeps_the_wheels_and_vouches_for_nothing_else(cast: Cast, caps
     assert said(capsys)[1:] == [
         f"[init-hf] the key {cast.keys['maker'].path} is kept",
         f"[init-hf] the key is in {cast.trusted} already",
+        f"[init-hf] adopted all the same, its wheels only: index.json of {cast.shop.label} is not signed",
         "[init-hf] 1 wheel with proofs that nobody vouched for: smoke proves them anew",
         f"[init-hf] {GOOD} is not signed: upload --wheel {GOOD} signs it, from a machine that has it in its wheelhouse",
         f"[init-hf] {cast.shop.label} is set up",
@@ -852,6 +906,7 @@ def test_the_way_back_after_a_key_was_revoked(local: Cast, capsys: pytest.Captur
     capsys.readouterr()
     set_up(second)
     told = said(capsys)
+    assert f"[init-hf] adopted all the same, its wheels only: index.json of {local.shop.label} {why}" in told
     assert f"[init-hf] {GOOD} {why}: build it again" in told
     assert told[-1] == "[init-hf] index serial 2, signed by second"
     assert fetch_verdicts(reader) == {GOOD: f"it {why}"}
@@ -903,3 +958,33 @@ def test_init_adds_to_a_list_of_others(local: Cast, capsys: pytest.CaptureFixtur
     missing = local.root / "none.pub"
     line = failing(UsageError, set_up, place.with_(signing_key=str(missing)))
     assert line == f"SIGNING_KEY {missing} does not exist. Name the .pub of a key that is in your agent."
+
+
+def test_the_commands(local: Cast, tmp_path: Path) -> None:
+    """Set up, stolen, refused: as people run them, with their exit codes."""
+    machine = local.machine
+    env = {
+        **signers.bare(),
+        "PATH": machine.settings.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "PYTHON_BIN": str(machine.python),
+        "SAGE_MANIFEST": machine.settings.sage_manifest,
+        "SAGE_STORE": str(local.shop.folder),
+        "TORCH_CUDA_ARCH_LIST": "12.0",
+        "TRUSTED_SIGNERS": "list",
+        "SIGNING_KEY": "key",
+    }
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "sagewheels", *words]
+        return subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+    done = run("init-hf", "--sign")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "[init-hf] index serial 1, signed by sagewheels"
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    local.shop.write_index({**local.shop.index, "serial": 2})
+    for words in (("list",), ("auto",), ("install", "--dry-run")):
+        done = run(*words)
+        assert done.returncode == 4, done.stdout
+        assert done.stderr == f"index.json of {local.shop.folder} {OF_ANOTHER}. {REMEDY}\n"

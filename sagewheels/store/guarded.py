@@ -17,7 +17,7 @@ from sagewheels.trust import Trust
 
 _LAG_TRIES = 4
 _HIGHEST = 10**12
-_REMEDY = "Ask who publishes there, or run auto --rebuild, which does without it"
+_REMEDY = "Its signers can mend it (init-hf --sign), auto --rebuild does without it"
 
 
 class GuardedStore:
@@ -60,21 +60,24 @@ class GuardedStore:
     def read(self, *paths: str) -> Snapshot:
         """As the store inside; where signatures are enforced, what is not signed or older than before is not read.
 
-        latest.json, which nobody signs, then says what the index says of the wheel that it names, or is not there.
+        latest.json, which nobody signs, says what a signed index says of the wheel that it names, or is not there.
         Raises StoreError, and Untrusted for an index that cannot be believed.
         """
-        if not self._trust.enforced or self._adopting or INDEX not in paths:
-            self._last = self._inner.read(*paths)
-            return self._last
-        snapshot = self._inner.read(*paths)
+        snapshot = self._last = self._inner.read(*paths)
+        if self._adopting or INDEX not in paths or not (self._trust.enforced or self._trust.signs):
+            return snapshot
+        document = _document(snapshot)
+        if not self._trust.enforced and not (document or {}).get("signature"):
+            return snapshot
         for attempt in range(1, _LAG_TRIES):
             # Right after a commit, a Hub may still answer with the state before it.
-            if _serial(_document(snapshot)) >= self._floor():
+            if not self._trust.enforced or _serial(document) >= self._floor():
                 break
             self._pause(random.uniform(0.3, 1.0) * 2**attempt)
-            snapshot = self._inner.read(*paths)
-        document = self._believed(snapshot)
-        self._last = snapshot
+            snapshot = self._last = self._inner.read(*paths)
+            document = _document(snapshot)
+        if self._trust.enforced:
+            self._believe(snapshot, document)
         return Snapshot(revision=snapshot.revision, files=_without_strangers(snapshot.files, document))
 
     def names(self) -> list[str]:
@@ -118,12 +121,13 @@ class GuardedStore:
         """In words, who may do what here. Raises StoreError when writing is not allowed."""
         return self._inner.rights()
 
-    def vouched(self, snapshot: Snapshot) -> bool:
-        """Whether the index of this snapshot is signed by somebody whom we trust, and no older than what was seen."""
+    def objection(self, snapshot: Snapshot) -> str:
+        """Why what the store holds is not to be believed; empty where it is, or where it holds nothing."""
         try:
-            return self._believed(snapshot) is not None
-        except Untrusted:
-            return False
+            self._believe(snapshot, _document(snapshot))
+        except Untrusted as problem:
+            return problem.what
+        return ""
 
     def _at(self, parent: str) -> Snapshot:
         """What the store held at `parent`. Raises Conflict when it holds something else by now."""
@@ -144,21 +148,26 @@ class GuardedStore:
 
         Raises StoreError for an index on which we would build what we cannot vouch for.
         """
+        document = _document(before)
         if self._adopting:
-            return max(self._floor(), _serial(_document(before)))
+            return max(self._floor(), _serial(document))
         try:
-            return _serial(self._believed(before))
+            self._believe(before, document)
         except Untrusted as problem:
             raise StoreError(f"nothing was published: {problem.what}", "init-hf --sign adopts what is there") from None
+        return _serial(document)
 
-    def _believed(self, snapshot: Snapshot) -> dict[str, Any] | None:
-        """The index, None in an empty store. Raises Untrusted."""
+    def _believe(self, snapshot: Snapshot, document: dict[str, Any] | None) -> None:
+        """Somebody whom we trust signed this index, and none that is newer was seen; or the store is new and empty.
+
+        Raises Untrusted.
+        """
         floor = self._floor()
         if not {INDEX, LATEST} & set(snapshot.files):
             if floor:
                 raise Untrusted(f"{self.label} holds no {INDEX}, and serial {floor} was seen before", _REMEDY)
-            return None
-        document = _document(snapshot) or {}
+            return
+        document = document or {}
         answer, serial = self._trust.of_index(document), _serial(document)
         if answer.reason:
             raise Untrusted(f"{INDEX} of {self.label} {answer.reason}", _REMEDY)
@@ -167,7 +176,6 @@ class GuardedStore:
             raise Untrusted(f"{what}: an older state was put back", _REMEDY)
         serials.remember(self._memory, self.label, serial)
         self.standing = _standing(serial, answer.signer)
-        return document
 
     def _floor(self) -> int:
         return max(self._least, serials.seen(self._memory, self.label))

@@ -99,15 +99,15 @@ def initialise(store: Store, *, pause: Callable[[float], None] = time.sleep) -> 
     return _insist(store, changes, "Prepare the store", pause)
 
 
-def adopt(store: Store, vouched: Callable[[Snapshot], bool], *, pause: Callable[[float], None] = time.sleep) -> bool:
-    """The store has an index and a card that whoever signs commits may vouch for; False when it is `vouched` for.
+def adopt(store: Store, objection: Callable[[Snapshot], str], *, pause: Callable[[float], None] = time.sleep) -> bool:
+    """The store has an index that whoever signs commits can vouch for; False when there is one without `objection`.
 
     Of an index that nobody vouches for the wheels stay, each with its maker's signature; proofs become
     `unvouched_proofs`, which count for nothing. Raises StoreError.
     """
 
     def changes(snapshot: Snapshot) -> dict[str, bytes | Path]:
-        if vouched(snapshot):
+        if INDEX in snapshot.files and not objection(snapshot):
             return {}
         index = document(snapshot)
         index["wheels"] = [_without_proofs(item) if isinstance(item, dict) else item for item in index["wheels"]]
