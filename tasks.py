@@ -27,6 +27,7 @@ _HELP = {
     "full": "also the long checks: streams, graphs, odd lengths, a second GPU, torch.compile (minutes)",
     "rebuild": "compile even when a wheel fits",
     "all": "also the wheelhouse, the logs and the compiled objects in WORK_DIR",
+    "sign": "make a key and a list of signers where there is none, and sign the index with it",
 }
 
 
@@ -198,7 +199,7 @@ def upload(
     from sagewheels import steps
 
     with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
-        steps.do_upload(job, steps.choose(job, wheel), asked=True)
+        steps.do_upload(job, steps.choose(job, wheel), asked=True, named=bool(wheel))
 
 
 @task(help=_flags("python", "store", "manifest", "full", "dry_run"))
@@ -232,16 +233,16 @@ def rollback(c: Context, python: str | None = None, manifest: str | None = None,
         way.rollback(job)
 
 
-@task(name="init-hf", help=_flags("store", "dry_run"))
-def init_hf(c: Context, store: str | None = None, dry_run: bool = False) -> None:
-    """Create and check your Hub repository: token's rights, card, index.
+@task(name="init-hf", help=_flags("store", "sign", "dry_run"))
+def init_hf(c: Context, store: str | None = None, sign: bool = False, dry_run: bool = False) -> None:
+    """Create and check your Hub repository: token's rights, card, index; --sign: and sign it, also a directory.
 
-    Example: HF_TOKEN=... HF_REPO_ID=me/wheels sagewheels init-hf
+    Example: HF_TOKEN=... HF_REPO_ID=me/wheels sagewheels init-hf --sign
     """
     from sagewheels import steps
 
     with run.job(c, store=store, dry_run=dry_run, locked=False) as job:
-        steps.do_init(job)
+        steps.do_init(job, sign=sign)
 
 
 @task(name="list", help=_flags("arch", "python", "store", "manifest"))

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from sagewheels import installed, stack, steps, ui
-from sagewheels.errors import NothingCompatible, StoreError
+from sagewheels.errors import NothingCompatible, SageError, StoreError, Untrusted, UsageError
 from sagewheels.job import Job
 from sagewheels.steps import Made
 
@@ -25,7 +25,9 @@ def auto(job: Job, *, rebuild: bool = False) -> None:
     started = time.monotonic()
     # Before gigabytes of torch are installed for an arch that nothing can be built for.
     job.recipe.cubins_for(job.archs)
-    steps.do_stack(job)
+    if not rebuild:
+        _demand_trust(job)
+    steps.do_stack(job, believing=not rebuild)
     made = None if rebuild else _existing(job)
     built = None if made else steps.do_build(job, force=rebuild)
     trouble = _publish(job, built) if built else None
@@ -34,7 +36,7 @@ def auto(job: Job, *, rebuild: bool = False) -> None:
     steps.do_verify(job, ready)
     steps.do_smoke(job)
     if trouble:
-        raise StoreError(f"the machine is ready, but {trouble.what}", trouble.remedy)
+        raise type(trouble)(f"the machine is ready, but {trouble.what}", trouble.remedy)
     ui.say("auto", f"done in {ui.duration(time.monotonic() - started)}: {ready[0].name} in {job.target.prefix}")
 
 
@@ -43,7 +45,7 @@ _REST = "then the wheel is verified, installed and smoked; nothing was changed"
 
 def plan(job: Job, *, rebuild: bool) -> None:
     """Says what `auto` would do, and why, step by step; asks the store, changes nothing."""
-    steps.do_stack(job)
+    steps.do_stack(job, believing=not rebuild)
     if stack.faults(job.target, job.need, job.settings):
         ui.say("plan", "then, with that stack, the store is asked; what it lacks is built; nothing was changed")
         return
@@ -62,6 +64,7 @@ def install(job: Job) -> None:
     """`auto` without the compiler. Raises NothingCompatible when the store has nothing."""
     if in_place(job, "install"):
         return
+    _demand_trust(job)
     steps.do_stack(job)
     if job.dry_run and stack.faults(job.target, job.need, job.settings):
         ui.say("plan", "then, with that stack, the store is asked; nothing was changed")
@@ -103,6 +106,19 @@ def _is_of_url(state: dict[str, Any], url: str) -> bool:
     return unquote(parts.path).rpartition("/")[2] == state.get("wheel") and promised in ("", state.get("sha256"))
 
 
+def _demand_trust(job: Job) -> None:
+    """The store's index is one to be believed, or the store does not answer, before anything is installed by it.
+
+    Raises Untrusted.
+    """
+    if not job.settings.trusted_signers or job.settings.wheel_url:
+        return
+    try:
+        _ = job.published
+    except StoreError:  # whoever needs it says so
+        pass
+
+
 def _existing(job: Job) -> Made | None:
     """The wheel that need not be built: of the store, else of the wheelhouse; None means build."""
     try:
@@ -122,11 +138,11 @@ def _in_wheelhouse(job: Job) -> Made | None:
     return None
 
 
-def _publish(job: Job, built: Made) -> StoreError | None:
+def _publish(job: Job, built: Made) -> SageError | None:
     """Uploads before anything else can go wrong; what goes wrong here must not cost the compile."""
     try:
         steps.do_upload(job, built)
-    except StoreError as error:
+    except (StoreError, Untrusted, UsageError) as error:
         ui.warn("auto", str(error))
         return error
     return None

@@ -16,6 +16,7 @@ from sagewheels import (
     buildplan,
     describe,
     manylinux,
+    ours,
     source,
     stableabi,
     ui,
@@ -30,6 +31,7 @@ from sagewheels.errors import BuildFailed, UsageError
 from sagewheels.manifest import WheelManifest
 from sagewheels.recipe import Recipe
 from sagewheels.source import Checkout
+from sagewheels.trust import Trust
 
 Made = tuple[Path, WheelManifest]
 
@@ -70,6 +72,7 @@ def run(
     found = wheel.inspect(manylinux.sealed(made[0], plan.target, tree.epoch), plan.recipe.package)
     _as_planned(plan, found)
     manifest = describe.describe(settings, plan, tree, key, found)
+    ours.note(settings, manifest.wheel_sha256)
     kept_as = wheelhouse.keep(settings, found.path, manifest)
     ui.say("build", f"{kept_as.name}, {ui.size(found.size)}, in {ui.duration(time.monotonic() - started)}")
     return kept_as, manifest
@@ -100,6 +103,9 @@ def made_before(settings: Settings, plan: Plan, archs: Sequence[Arch], known_bad
 
 def _kept(settings: Settings, key: str) -> Made | None:
     kept = wheelhouse.of_build_key(settings, key)
+    if kept and (why := Trust(settings).against(kept[1])):
+        ui.say("build", f"{kept[0].name} is in the wheelhouse with that build key, but {why}: building anew")
+        return None
     if kept:
         ui.say("build", f"{kept[0].name} is in the wheelhouse already, with the same build key {key[:8]}")
     return kept

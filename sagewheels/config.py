@@ -21,6 +21,9 @@ SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKE
 FLAGS = {"arch": "TORCH_CUDA_ARCH_LIST", "python": "PYTHON_BIN", "store": "SAGE_STORE", "manifest": "SAGE_MANIFEST"}
 """Command line flag -> the setting that it overrides."""
 
+_PATHS = frozenset({"OBJECT_CACHE_DIR", "SIGNING_KEY", "TRUSTED_SIGNERS", "REVOKED_SIGNERS"})
+"""Paths that may be left unset."""
+
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 _CHOICES = {
     "TORCH_CHANNEL": ("nightly", "stable", "pypi"),
@@ -66,6 +69,10 @@ class Settings:
     hf_endpoint: str = ""
     remote_dir: str = "sageattention220"
     wheel_url: str = ""
+    signing_key: str = ""
+    trusted_signers: str = ""
+    revoked_signers: str = ""
+    min_index_serial: int | None = None
     allow_unsafe_wheel: bool = False
     work_dir: Path = Path(".build-sageattention")
     wheelhouse_dir: Path = Path("wheelhouse")
@@ -150,10 +157,12 @@ def _checked(known: Mapping[str, tuple[str, str]], cwd: Path) -> Iterator[tuple[
             continue
         if isinstance(default, bool):
             yield key.lower(), _boolean(key, text, where)
-        elif key == "OBJECT_CACHE_DIR":
+        elif key in _PATHS:
             yield key.lower(), str(cwd / _folder(key, text, where))
         elif isinstance(default, Path):
             yield key.lower(), cwd / _folder(key, text, where)
+        elif key == "MIN_INDEX_SERIAL":
+            yield key.lower(), _serial(key, text, where)
         elif default is None:
             yield key.lower(), _count(key, text, where)
         else:
@@ -180,6 +189,12 @@ def _boolean(key: str, text: str, where: str) -> bool:
 def _count(key: str, text: str, where: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,3}", text):
         raise UsageError(f"{key}={text!r} in {where} is not a count", "Write a whole number from 1 to 9999")
+    return int(text)
+
+
+def _serial(key: str, text: str, where: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", text):
+        raise UsageError(f"{key}={text!r} in {where} is not a serial", "Write a whole number, as init-hf prints it")
     return int(text)
 
 

@@ -74,4 +74,9 @@ def _machine(settings: Settings, root: Path, name: str) -> Settings:
         wheelhouse_dir=folder / "wheelhouse",
         log_dir=folder / "logs",
         hf_token="",
+        # The tour signs nothing: its store is new each time.
+        signing_key="",
+        trusted_signers="",
+        revoked_signers="",
+        min_index_serial=None,
     )

@@ -38,6 +38,7 @@ def ready(job: Job, cell: Cell) -> Job:
     if not complete:
         _venv(settings, cell, folder)
     there = Job(settings)
+    there.trust = job.trust
     there.store, there.published, there.marks_in_store = job.store, job.published, job.marks_in_store
     there.host = replace(job.host, gpus=(), driver="")
     assert there.target.prefix.resolve() == folder.resolve(), "only an environment of our own is ever installed into"

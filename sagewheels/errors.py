@@ -56,6 +56,10 @@ class Refused(SageError):
     exit_code = 4
 
 
+class Untrusted(Refused):
+    """What a store says is not signed by anybody who is trusted, or is older than what was seen of it before."""
+
+
 class BuildFailed(SageError):
     """The compile did not end with a wheel; what was installed is untouched."""
 

@@ -49,6 +49,8 @@ def fetch(job: Job) -> tuple[Path, WheelManifest]:
 def _standing(job: Job, candidate: WheelManifest) -> str:
     gpus, made_by = sorted({proof.gpu for proof in candidate.proofs}), job.recipe_of(candidate)
     standing = f"proven on {', '.join(gpus)}" if gpus else "a candidate, not proven yet"
+    if job.trust.enforced and (signer := job.trust.of_wheel(candidate).signer):
+        standing += f", signed by {signer}"
     return standing if made_by is job.recipe else f"{standing}; made by {made_by.file.stem}"
 
 
@@ -143,12 +145,17 @@ def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:
     if found:
         manifest = manifest.updated(wheel_sha256=found[1].lower())
     # A manifest that is here already, of the same bytes, knows more than the address does.
-    known = [one for path, one in wheelhouse.wheels(job.settings) if path.name == name]
+    known = [one for path, one in wheelhouse.wheels(job.settings) if path.name == name and not job.trust.against(one)]
+    if job.trust.enforced and manifest.proofs:
+        ui.say("fetch", f"the proofs in {name}.json are dropped: no index vouches for them")
+        manifest = manifest.updated(proofs=[])
     manifest = next((one for one in known if one.wheel_sha256 == manifest.wheel_sha256 != ""), manifest)
     if manifest.wheel_file != name:
         raise Refused(f"{name}.json describes {manifest.wheel_file}", "Publish the wheel with its own manifest")
     if not manifest.wheel_sha256 and not job.settings.allow_unsafe_wheel:
         raise Refused(f"nothing says what the bytes of {name} should be", "Add #sha256=... to WHEEL_URL")
+    if why := job.trust.against(manifest):
+        raise Refused(f"{name} of WHEEL_URL {why}", "Take one that a signer of TRUSTED_SIGNERS made")
     verdict = match.judge(manifest, job.wanted(named=True))
     if not verdict.fits:
         raise NothingCompatible(f"WHEEL_URL does not fit this machine: {'; '.join(verdict.reasons)}")

@@ -14,21 +14,25 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sagewheels import arch, bad, files, host, proc, recipe, stack, target, ui, wheelhouse
 from sagewheels.arch import Arch
 from sagewheels.bad import Mark
 from sagewheels.buildplan import BUILD_TOOLS
 from sagewheels.config import Settings
-from sagewheels.errors import StoreError, UsageError
+from sagewheels.errors import StoreError, Untrusted, UsageError
 from sagewheels.host import Host
 from sagewheels.manifest import WheelManifest
 from sagewheels.match import Origin, Verdict, Wanted, rank
 from sagewheels.recipe import Recipe
 from sagewheels.resources import ROOT
 from sagewheels.stack import Need
-from sagewheels.store import Store
 from sagewheels.target import Target
+
+if TYPE_CHECKING:
+    from sagewheels.store.guarded import GuardedStore
+    from sagewheels.trust import Trust
 
 _OWN = "Name a folder of its own, such as .build-sageattention"
 DEFAULT_ARCH = "12.0"
@@ -111,15 +115,28 @@ class Job:
         return self.host.archs or (arch.parse(DEFAULT_ARCH),)
 
     @cached_property
-    def store(self) -> Store:
-        """The user's own store; nothing is asked of it before it is used."""
+    def trust(self) -> Trust:
+        """Whose wheels and index count here. Raises UsageError for settings that enforce nothing."""
+        from sagewheels.trust import Trust
+
+        return Trust(self.settings)
+
+    @cached_property
+    def store(self) -> GuardedStore:
+        """The user's own store, behind what is trusted; nothing is asked of it before it is used."""
+        from sagewheels.store.guarded import GuardedStore
         from sagewheels.store.opening import open_store
 
-        return open_store(self.settings)
+        memory = self.settings.work_dir / "state" / "serials.json"
+        least = self.settings.min_index_serial or 0
+        return GuardedStore(open_store(self.settings), self.trust, memory, least=least)
 
     @cached_property
     def published(self) -> list[WheelManifest]:
-        """Every wheel in the store, read once. Raises StoreError when the store does not answer."""
+        """Every wheel in the store, read once.
+
+        Raises StoreError when the store does not answer, Untrusted when nobody who is trusted vouches for it.
+        """
         from sagewheels.store import entries, index
 
         found, problems, snapshot = index.load(self.store)
@@ -173,6 +190,7 @@ class Job:
             allow_unknown=self.settings.allow_unsafe_wheel,
             named=named,
             known_bad=bad.by_name((*by_people, *(() if named else self.recorded()))),
+            distrust=self.trust.against if self.settings.trusted_signers else None,
             also=tuple(
                 Origin(
                     source=one.source.commit,
@@ -208,10 +226,18 @@ class Job:
         """Every wheel of the store against this machine, best first. Raises StoreError."""
         return rank(self.published, self.wanted())
 
-    def proven_or_none(self) -> list[WheelManifest]:
-        """The store's wheels, or none with a warning when it does not answer: choosing a stack goes on without."""
+    def proven_or_none(self, *, believing: bool = True) -> list[WheelManifest]:
+        """The store's wheels, or none with a warning when it does not answer: choosing a stack goes on without.
+
+        Raises Untrusted, unless it is not `believing` anyway.
+        """
         try:
             return self.published
+        except Untrusted as error:
+            if believing:
+                raise
+            ui.warn("stack", f"the store is not believed: {error.what}")
+            return []
         except StoreError as error:
             ui.warn("stack", f"the store was not asked: {error.what}")
             return []

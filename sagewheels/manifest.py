@@ -22,6 +22,8 @@ _NO_CLOCK = 2100
 _WHEEL_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+]*(-[A-Za-z0-9._+!]+){4,5}\.whl")
 _LONGEST, _MOST_TAGS, _MOST_BYTES = 1000, 64, 1 << 40
 """Of a text, of the tags in a file name, of a wheel: more is a mistake, or meant to harm."""
+LATER = ("signature", "proofs", "unvouched_proofs", "loads", "hf_wheel_url")
+"""The keys that may change after a wheel is made, which its signature therefore does not cover."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEXTS = (
     "created_at_utc wheel_file wheel_sha256 hf_wheel_url sageattention_version expected_sageattention_version "
@@ -86,6 +88,11 @@ class WheelManifest:
             return json.dumps(self.data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         except RecursionError:
             raise ManifestError(f"the manifest of {self.wheel_file} is nested too deep") from None
+
+    @property
+    def signed_part(self) -> dict[str, Any]:
+        """What a signature covers: all that was true when the wheel was made."""
+        return {key: value for key, value in self.data.items() if key not in LATER}
 
     def updated(self, **changes: Any) -> WheelManifest:
         """A copy with these JSON keys set."""

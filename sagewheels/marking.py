@@ -10,7 +10,7 @@ from typing import Any
 import sagewheels
 from sagewheels import bad, blame, proc, ui, wheelhouse
 from sagewheels.blame import Fault
-from sagewheels.errors import SageError, StoreError
+from sagewheels.errors import SageError, StoreError, Untrusted, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest, when
 from sagewheels.smoke import Crashed
@@ -79,7 +79,7 @@ def _record(job: Job, mark: bad.Mark) -> None:
     try:
         index.add_mark(job.store, mark)
         ui.say("smoke", f"recorded in {job.store.label}: {what}")
-    except StoreError as error:
+    except (StoreError, Untrusted, UsageError) as error:
         ui.warn("smoke", f"recorded in the wheelhouse alone: {what}; {error}")
 
 
@@ -88,7 +88,7 @@ def against(job: Job, manifest: WheelManifest) -> list[bad.Mark]:
     if job.store.writable:
         try:
             _ = job.published
-        except StoreError:
+        except (StoreError, Untrusted):
             pass
     marks = bad.standing(manifest, bad.by_name(job.recorded()))
     return [mark for mark in marks if mark.at_utc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
@@ -41,7 +41,8 @@ class Wanted:
     are the names of the series; `modules` are those that a GPU needs, where that is known; `allow_unknown` accepts a
     manifest that leaves facts out, never one that contradicts; `named`: the user named this very wheel;
     `known_bad` are the marks against wheels; a wheel that was built from one of `also` is held against that one's
-    source, version and patches.
+    source, version and patches; `distrust` says why a wheel is not trusted, and is asked only of one that fits
+    otherwise, since that may run a program.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Wanted:
     named: bool = False
     known_bad: Marks = field(default_factory=dict)
     also: tuple[Origin, ...] = ()
+    distrust: Callable[[WheelManifest], str] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,8 @@ def judge(candidate: WheelManifest, wanted: Wanted) -> Verdict:
         unknown.append("its manifest has no sha256")
     if not wanted.allow_unknown:
         reasons += unknown
+    if not reasons and wanted.distrust and (why := wanted.distrust(candidate)):
+        reasons.append(f"it {why}")
     return Verdict(candidate=candidate, reasons=tuple(reasons))
 
 

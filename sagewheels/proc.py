@@ -22,6 +22,7 @@ _REMEDIES = {
     "c++": "Install a C++ compiler (apt-get install g++)",
     "g++": "Install a C++ compiler (apt-get install g++)",
     "uv": "Install uv (pip install uv)",
+    "ssh-keygen": "Install it (apt-get install openssh-client)",
 }
 
 
@@ -72,9 +73,10 @@ def run(
     cwd: Path | None = None,
     timeout: float | None = None,
     error: type[SageError] | None = None,
+    input: str | None = None,
     writes: bool = False,
 ) -> Result:
-    """Runs `argv` to its end and returns what it printed.
+    """Runs `argv` to its end and returns what it printed; `input` is what it reads from stdin, which is else empty.
 
     `writes`: it changes what our locks guard, so it holds them too, and the next run waits should it outlive this one.
 
@@ -83,9 +85,11 @@ def run(
     """
     args = tuple(str(part) for part in argv)
     held = tuple(_held) if writes else ()
-    with _session(args, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, held=held) as process:
+    stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+    pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with _session(args, env=env, cwd=cwd, held=held, **pipes) as process:
         try:
-            out, err = process.communicate(timeout=timeout)
+            out, err = process.communicate(input, timeout=timeout)
             result = Result(args, process.returncode, out, err)
         except subprocess.TimeoutExpired:
             worked = _processor_time(process.pid)
@@ -130,6 +134,7 @@ def _session(
     cwd: Path | None,
     stdout: IO[str] | int,
     stderr: int,
+    stdin: int = subprocess.DEVNULL,
     held: Collection[int] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """A program in a session of its own, of which nothing is left when the block ends: compilers are grandchildren."""
@@ -138,7 +143,7 @@ def _session(
             args,
             env=_clean(env),
             cwd=cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             text=True,
@@ -163,7 +168,7 @@ def _session(
                 pass
         _signal(process, signal.SIGKILL)
         process.wait()
-        for pipe in (process.stdout, process.stderr):
+        for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe:
                 pipe.close()
 

@@ -19,7 +19,7 @@ from sagewheels import config, files
 from sagewheels.errors import Interrupted, SageError, UsageError
 from sagewheels.job import Job
 
-_SWITCHES = frozenset("--dry-run -d --rebuild -r --force -f --all --full --json -j".split())
+_SWITCHES = frozenset("--dry-run -d --rebuild -r --force -f --all --full --json -j --sign -i".split())
 """The flags that take no value."""
 
 

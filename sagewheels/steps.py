@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sagewheels import (
     full,
     installed,
     marking,
+    ours,
     preflight,
     smoke,
     stack,
@@ -22,9 +24,9 @@ from sagewheels import (
     wheelhouse,
 )
 from sagewheels import fetch as fetching
-from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, UsageError
+from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, Untrusted, UsageError
 from sagewheels.job import Job
-from sagewheels.manifest import WheelManifest
+from sagewheels.manifest import Proof, WheelManifest
 from sagewheels.match import rank
 from sagewheels.recipe import Recipe
 from sagewheels.target import Target
@@ -32,9 +34,12 @@ from sagewheels.target import Target
 Made = tuple[Path, WheelManifest]
 
 
-def do_stack(job: Job) -> None:
-    """A good CUDA PyTorch and Triton in the target, and what else the package needs. Raises UsageError, StoreError."""
-    _torch(job)
+def do_stack(job: Job, *, believing: bool = True) -> None:
+    """A good CUDA PyTorch and Triton in the target, and what else the package needs.
+
+    Raises UsageError, StoreError, and Untrusted for a store that is not to be believed, if it is `believing`.
+    """
+    _torch(job, believing=believing)
     lacking = stack.missing(job.target, job.recipe.needs)
     if not lacking:
         return
@@ -47,7 +52,7 @@ def do_stack(job: Job) -> None:
         raise UsageError(f"{' '.join(lacking)} did not arrive in {job.target.site}", "Look for settings of uv or pip")
 
 
-def _torch(job: Job) -> None:
+def _torch(job: Job, *, believing: bool) -> None:
     """A good CUDA PyTorch and Triton in the target."""
     cut_off = stack.pending_path(job.settings, job.target)
     wrong = stack.faults(job.target, job.need, job.settings)
@@ -59,7 +64,7 @@ def _torch(job: Job) -> None:
         ui.say("stack", f"kept: torch {torch.version}, triton {triton}, CUDA {torch.cuda} in {job.target.prefix}")
         return
     ui.say("stack", f"{job.target.python} needs a stack: {'; '.join(wrong)}")
-    proven = stack.proven_stacks(job.proven_or_none(), job.wanted(), job.host.driver_cuda)
+    proven = stack.proven_stacks(job.proven_or_none(believing=believing), job.wanted(), job.host.driver_cuda)
     plan = stack.attempts(job.target, job.need, job.settings, proven)
     if job.dry_run:
         for place, attempt in enumerate(plan, 1):
@@ -131,6 +136,8 @@ def do_verify(job: Job, made: Made) -> None:
         return
     # fetch, choose and auto pass over what smoke found bad: it only comes here when the user named it.
     recipe = job.recipe_of(manifest)
+    if why := job.trust.against(manifest):
+        raise Refused(f"{path.name} {why}", "Fetch or build another one")
     found = verify.check(path, manifest, job.wanted(here=True, named=True), recipe)
     archs = ", ".join(map(str, recipe.archs_of(found.held)))
     checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
@@ -165,8 +172,10 @@ def do_build(job: Job, *, force: bool = False) -> Made | None:
     return compiling.run(job.settings, plan_, force=force, known_bad=wanted.known_bad, archs=wanted.archs)
 
 
-def do_upload(job: Job, made: Made, *, asked: bool = False) -> bool:
+def do_upload(job: Job, made: Made, *, asked: bool = False, named: bool = False) -> bool:
     """Wheel and manifest are in the store, in one commit; False when nothing was published, which is said.
+
+    With SIGNING_KEY they are signed, also a wheel of another machine that the user `named`.
 
     Raises StoreError, also for a store that cannot be written when the user asked for the upload itself.
     """
@@ -184,11 +193,15 @@ def do_upload(job: Job, made: Made, *, asked: bool = False) -> bool:
         return False
     verify.bytes_as_promised(path, manifest)
     verify.stable(wheel.inspect(path, job.recipe.package), manifest)
-    if index.publish(job.store, path, manifest):
+    job.trust.demand_signable(manifest, named=named)
+    manifest = job.trust.own_proofs(manifest)
+    if index.publish(job.store, path, manifest, vouch=job.trust.entry if job.trust.signs else None):
         standing = "proven" if manifest.proofs else "a candidate until it is proven"
         ui.say("upload", f"{path.name} is in {job.store.label}, {standing}")
     else:
         ui.say("upload", f"{path.name} is in {job.store.label} already, nothing changed")
+    if job.store.standing:
+        ui.say("upload", job.store.standing)
     return True
 
 
@@ -305,7 +318,10 @@ def _remember(job: Job, state: dict[str, Any], outcome: smoke.Outcome) -> None:
 def circumstances(job: Job) -> dict[str, Any]:
     """What a pass of smoke depends on besides the wheel, and what was asked for: a change asks for a new one."""
     torch = job.target.torch
+    # What was installed without is found again without.
+    trust = {"trust": job.trust.digest()} if job.settings.trusted_signers else {}
     return {
+        **trust,
         "gpus": [gpu.name for gpu in job.host.gpus],
         "driver": job.host.driver,
         "torch": torch.version if torch else "",
@@ -327,16 +343,29 @@ def _record(job: Job, made: Made, outcome: smoke.Outcome) -> None:
         loads = [item for item in known if item != entry] if isinstance(known, list) else []
         wheelhouse.write_manifest(job.settings, manifest.updated(loads=[*loads, entry]))
         return
-    known = {_occasion(proof.raw) for proof in manifest.proofs}
+    known = {_occasion(proof.raw) for proof in _known_proofs(job, manifest)}
     marks = marking.against(job, manifest)
     fresh = [one for one in outcome.proofs if marking.overrules(one, marks) or _occasion(one) not in known]
     if not fresh:
         return
     fresh = [marking.newer(one, marks) for one in fresh]
+    for one in fresh:
+        ours.note(job.settings, ours.of_proof(one))
     proven = manifest.updated(proofs=[*(manifest.data.get("proofs") or []), *fresh])
     wheelhouse.write_manifest(job.settings, proven)
     marking.take_back(job, proven)
     _publish_proof(job, proven)
+
+
+def _known_proofs(job: Job, manifest: WheelManifest) -> tuple[Proof, ...]:
+    """The proofs that need no repetition; where we sign, those that are signed or may be."""
+    if not job.trust.signs:
+        return manifest.proofs
+    try:
+        there = [one.proofs for one in job.published if one.wheel_file == manifest.wheel_file]
+    except (StoreError, Untrusted):
+        there = []
+    return (*job.trust.own_proofs(manifest).proofs, *chain.from_iterable(there))
 
 
 def _occasion(proof: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -351,15 +380,16 @@ def _publish_proof(job: Job, proven: WheelManifest) -> None:
         ui.say("smoke", f"the proof stays in the wheelhouse: {job.store.label} can only be read")
         return
     try:
-        if index.add_proof(job.store, proven):
+        if index.add_proof(job.store, job.trust.own_proofs(proven)):
             ui.say("smoke", f"the proof is in {job.store.label}")
-    except StoreError as error:
-        # A token for models may not write here: the kernels are right all the same.
+    except (StoreError, Untrusted, UsageError) as error:
+        # A token for models may not write here, or a key not sign: the kernels are right all the same.
         ui.warn("smoke", f"the proof stays in the wheelhouse: {error}")
 
 
-def do_init(job: Job) -> None:
-    """The store exists, may be written to, and has its card and index. Raises StoreError."""
+def do_init(job: Job, *, sign: bool = False) -> None:
+    """The store exists, may be written to, and has its card and index, signed if `sign`. Raises StoreError."""
+    from sagewheels import signed
     from sagewheels.store import index
 
     if not job.store.writable:
@@ -368,7 +398,14 @@ def do_init(job: Job) -> None:
         )
     if job.dry_run:
         ui.say("init-hf", f"would create {job.store.label} if it is not there, with card and index")
+        if sign:
+            signed.begin(job)
         return
     ui.say("init-hf", job.store.rights())
-    made = index.initialise(job.store)
+    if sign:
+        job = signed.begin(job)
+    adopted = sign and signed.adopt(job)
+    made = index.initialise(job.store) or adopted
     ui.say("init-hf", f"{job.store.label} {'is set up' if made else 'was set up already'}")
+    if job.store.standing:
+        ui.say("init-hf", job.store.standing)

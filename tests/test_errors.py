@@ -20,6 +20,7 @@ from sagewheels.errors import (
     SageError,
     SmokeFailed,
     StoreError,
+    Untrusted,
     UsageError,
 )
 
@@ -28,6 +29,7 @@ CODES = {
     UsageError: 2,
     NothingCompatible: 3,
     Refused: 4,
+    Untrusted: 4,
     manifest.ManifestError: 4,
     BuildFailed: 5,
     SmokeFailed: 6,

@@ -24,14 +24,28 @@ import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
-from sagewheels import arch, bad, config, host, installed, manifest, match, recipe, toolkit, ui, wheel, wheelhouse
+from sagewheels import (
+    arch,
+    bad,
+    config,
+    files,
+    host,
+    installed,
+    manifest,
+    match,
+    recipe,
+    toolkit,
+    ui,
+    wheel,
+    wheelhouse,
+)
 from sagewheels.config import KEYS, Settings
 from sagewheels.errors import NothingCompatible, SageError, StoreError
 from sagewheels.manifest import ManifestError, WheelManifest, when
 from sagewheels.match import Wanted
 from sagewheels.recipe import Recipe
 from sagewheels.resources import ROOT
-from sagewheels.store import Conflict, Snapshot, files, index, tries
+from sagewheels.store import Conflict, Snapshot, index, tries
 from sagewheels.store.entries import INDEX, LATEST, document, entries, marks, merge
 from sagewheels.store.opening import open_store
 from sagewheels.target import Target

@@ -259,3 +259,11 @@ def test_a_program_that_hangs_takes_its_children_along(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     proc.run([*python(PARENT), CHILD.format("0"), pid, "60"], timeout=1)
     assert gone(within(1, pid), seconds=0.5)
+
+
+def test_what_a_program_reads_is_what_it_was_given() -> None:
+    echo = [sys.executable, "-c", "import sys; print(sys.stdin.read().upper())"]
+    assert proc.run(echo).out == "\n"
+    assert proc.run(echo, input="text").out == "TEXT\n"
+    # More than a pipe holds, to one that does not read it.
+    assert proc.run([sys.executable, "-c", "print(1)"], input="x" * 1_000_000).out == "1\n"

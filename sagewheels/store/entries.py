@@ -8,7 +8,7 @@ from typing import Any
 from sagewheels import bad, ui
 from sagewheels.bad import Mark
 from sagewheels.errors import StoreError
-from sagewheels.manifest import ManifestError, WheelManifest, load_json, parse, when
+from sagewheels.manifest import LATER, ManifestError, WheelManifest, load_json, parse, when
 from sagewheels.store import Snapshot
 
 INDEX, LATEST = "index.json", "latest.json"
@@ -32,6 +32,8 @@ def entries(snapshot: Snapshot) -> tuple[list[WheelManifest], list[str]]:
 def merge(old: WheelManifest, new: WheelManifest) -> WheelManifest:
     """Both manifests of one wheel in one: what `new` says wins, no key and no proof of `old` is lost.
 
+    Of two of which one is signed, that one's keys stay as they were signed.
+
     Raises ManifestError when they are of two different files.
     """
     if old.wheel_sha256 and new.wheel_sha256 and old.wheel_sha256 != new.wheel_sha256:
@@ -40,7 +42,12 @@ def merge(old: WheelManifest, new: WheelManifest) -> WheelManifest:
     proofs = {(proof.gpu, proof.at_utc): dict(proof.raw) for proof in (*old.proofs, *new.proofs)}
     if proofs:
         said["proofs"] = [proofs[key] for key in sorted(proofs, key=lambda key: (when(key[1]), key))]
-    return parse({**old.data, **said}, new.wheel_file)
+    both = {**old.data, **said}
+    signed = next((one for one in (new, old) if one.data.get("signature")), None)
+    if signed:
+        later = {key: value for key, value in both.items() if key in LATER}
+        both = {**later, **signed.signed_part, "signature": signed.data["signature"]}
+    return parse(both, new.wheel_file)
 
 
 def document(snapshot: Snapshot) -> dict[str, Any]:

@@ -39,15 +39,28 @@ def load(
     return found, problems, snapshot
 
 
-def publish(store: Store, wheel: Path, manifest: WheelManifest, *, pause: Callable[[float], None] = time.sleep) -> bool:
+Vouch = Callable[[WheelManifest | None, WheelManifest], WheelManifest]
+"""From the entry that is there, if any, and a manifest to the entry to be published, with its maker's signature."""
+
+
+def publish(
+    store: Store,
+    wheel: Path,
+    manifest: WheelManifest,
+    *,
+    vouch: Vouch | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> bool:
     """Wheel, manifest, index and card are in the store afterwards, in one commit; False when they already were.
+
+    Without `vouch` nothing is signed.
 
     Raises Refused when the file is not what the manifest says; StoreError when another file of that name is there,
     listed or not, when the index cannot be read, or when the store does not take it.
     """
     if wheel.name != manifest.wheel_file or _sha256(wheel) != manifest.wheel_sha256:
         raise Refused(f"{wheel} is not the file that its manifest describes", "Build it again")
-    return _commit(store, manifest, wheel, f"Publish {manifest.wheel_file}", pause)
+    return _commit(store, manifest, wheel, f"Publish {manifest.wheel_file}", pause, vouch)
 
 
 def add_proof(store: Store, manifest: WheelManifest, *, pause: Callable[[float], None] = time.sleep) -> bool:
@@ -94,8 +107,39 @@ def initialise(store: Store, *, pause: Callable[[float], None] = time.sleep) -> 
     return _insist(store, changes, "Prepare the store", pause)
 
 
+def adopt(store: Store, objection: Callable[[Snapshot], str], *, pause: Callable[[float], None] = time.sleep) -> bool:
+    """The store has an index that whoever signs commits can vouch for; False when there is one without `objection`.
+
+    Of an index that nobody vouches for the wheels stay, each with its maker's signature; proofs become
+    `unvouched_proofs`, which count for nothing. Raises StoreError.
+    """
+
+    def changes(snapshot: Snapshot) -> dict[str, bytes | Path]:
+        if INDEX in snapshot.files and not objection(snapshot):
+            return {}
+        index = document(snapshot)
+        index["wheels"] = [_without_proofs(item) if isinstance(item, dict) else item for item in index["wheels"]]
+        known = [one.updated(**_without_proofs(one.data)) for one in entries(snapshot)[0]]
+        return _pages(store, snapshot, index, known)
+
+    return _insist(store, changes, "Sign the index", pause)
+
+
+def _without_proofs(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry with its proofs moved to where they are kept and not counted."""
+    proofs, kept = entry.get("proofs"), entry.get("unvouched_proofs")
+    if not proofs:
+        return dict(entry)
+    return {**entry, "proofs": [], "unvouched_proofs": [*(kept if isinstance(kept, list) else []), *proofs]}
+
+
 def _commit(
-    store: Store, manifest: WheelManifest, wheel: Path | None, message: str, pause: Callable[[float], None]
+    store: Store,
+    manifest: WheelManifest,
+    wheel: Path | None,
+    message: str,
+    pause: Callable[[float], None],
+    vouch: Vouch | None = None,
 ) -> bool:
     """One commit that adds this manifest, and the wheel if given, to whatever the store holds by then."""
     looks = 0
@@ -110,9 +154,11 @@ def _commit(
         elif there.wheel_sha256 != manifest.wheel_sha256:
             text = f"{store.label} already holds another {manifest.wheel_file}, of sha256 {there.wheel_sha256 or '?'}"
             raise StoreError(text, _OURS)
-        elif _keys(manifest) <= _keys(there):
+        elif _keys(manifest) <= _keys(there) and not vouch:
             return {}
-        entry = _complete(store, there, manifest)
+        entry = _complete(store, there, manifest, vouch)
+        if there and _keys(entry) == _keys(there) and entry.data.get("signature") == there.data.get("signature"):
+            return {}
         return _additions(store, snapshot, index, known=known, entry=entry, wheel=wheel)
 
     return _insist(store, changes, message, pause)
@@ -178,11 +224,18 @@ def _look(store: Store, pause: Callable[[float], None], *paths: str) -> tuple[li
     return found, problems, snapshot
 
 
-def _complete(store: Store, there: WheelManifest | None, manifest: WheelManifest) -> WheelManifest:
-    """The manifest as it is to be published: with what the store knows of the wheel, and with its address."""
+def _complete(store: Store, there: WheelManifest | None, manifest: WheelManifest, vouch: Vouch | None) -> WheelManifest:
+    """The manifest as it is to be published: with what the store knows of the wheel, and with its address.
+
+    Who only adds a proof to a signed wheel leaves it as its maker signed it.
+    """
     address = store.address(manifest.wheel_file)
     if "://" in address and not manifest.data.get("hf_wheel_url"):
         manifest = manifest.updated(hf_wheel_url=address)
+    if vouch:
+        return vouch(there, manifest)
+    if there and there.data.get("signature"):
+        return merge(manifest, there)
     return merge(there, manifest) if there else manifest
 
 
