@@ -875,7 +875,7 @@ DOWNLOADS = [
     Case(
         name="a download with more behind it",
         publish=_lengthen,
-        line=f"{FILE} has {{long}} bytes, its manifest says {{size}}. Fetch it again.",
+        line=f"{FILE} has more than the {{size}} bytes of its manifest. Fetch it again.",
         at_fetch=True,
     ),
     Case(
