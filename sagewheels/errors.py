@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from invoke.exceptions import Exit
 
+from sagewheels.redact import redacted
+
 
 class SageError(Exit):
-    """An error whose one line is meant for the user; Invoke prints it on stderr and exits with `exit_code`."""
+    """An error whose one line is meant for the user; Invoke prints it on stderr and exits with `exit_code`.
+
+    No text in it shows credentials of an address: git, pip and uv quote the addresses that they were given.
+    """
 
     exit_code = 1
 
     def __init__(self, what: str, remedy: str = "") -> None:
-        self.what = what.rstrip(".! ")
-        self.remedy = remedy.rstrip(". ")
+        self.what = redacted(what).rstrip(".! ")
+        self.remedy = redacted(remedy).rstrip(". ")
         line = f"{self.what}. {self.remedy}." if self.remedy else f"{self.what}."
         super().__init__(message=" ".join(line.split()), code=self.exit_code)
 

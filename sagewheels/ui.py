@@ -1,4 +1,4 @@
-"""What people see: one line per fact, tables, a live status line where there is a terminal."""
+"""What people see: one line per fact, tables, a live status line where there is a terminal; never a credential."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from sagewheels.redact import redacted
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -17,12 +19,12 @@ _STYLES = {"ok": "green", "note": "yellow", "bad": "bold red", "fits": "green", 
 
 def say(topic: str, text: str) -> None:
     """One greppable line: `[fetch] ...`, written at once, since threads of a build say something too."""
-    print(f"[{topic}] {text}\n", end="", flush=True)
+    print(f"[{topic}] {redacted(text)}\n", end="", flush=True)
 
 
 def warn(topic: str, text: str) -> None:
     """One line on stderr for what the user should know, though the work goes on."""
-    print(f"[{topic}] warning: {text}\n", end="", file=sys.stderr, flush=True)
+    print(f"[{topic}] warning: {redacted(text)}\n", end="", file=sys.stderr, flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -38,7 +40,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for column in columns:
         grid.add_column(Text(column), overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        grid.add_row(*(Text(redacted(cell), style=_STYLES.get(cell, "")) for cell in row))
     console = Console(width=None if live else _PIPE_WIDTH, highlight=False)
     with console.capture() as drawn:
         console.print(grid)

@@ -344,23 +344,26 @@ def test_a_dead_address_never_shows_the_password(upstream: Path) -> None:
 
 
 def _aliased(upstream: Path, address: str) -> dict[str, str]:
-    """The environment in which git takes the repository for this address."""
+    """The environment in which git takes the repository for this address, and for no other."""
     alias = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{upstream}.insteadOf", "GIT_CONFIG_VALUE_0": address}
     return {**os.environ, **alias}
 
 
 def test_a_repository_with_credentials_is_published_without(upstream: Path, capsys: pytest.CaptureFixture[str]) -> None:
     address = "https://me:secret@example.invalid/tiny.git"
-    found = bench(upstream).checkout(sage_source_repo=address, environ=_aliased(upstream, address))
+    here = bench(upstream)
+    found = here.checkout(sage_source_repo=address, environ=_aliased(upstream, "https://example.invalid/tiny.git"))
     assert (found.repo, found.commit) == ("https://example.invalid/tiny.git", git(upstream, "rev-parse", "v1"))
     assert "secret" not in capsys.readouterr().out
+    assert "secret" not in (here.tree / ".git" / "config").read_text(), "what is compiled can read it"
 
 
 def test_a_moved_tag_never_shows_the_password(upstream: Path) -> None:
     address = "https://me:secret@example.invalid/tiny.git"
     here = bench(upstream)
     git(upstream, "tag", "--force", "v1", "main")
-    line = here.error(UsageError, sage_source_repo=address, environ=_aliased(upstream, address))
+    environ = _aliased(upstream, "https://example.invalid/tiny.git")
+    line = here.error(UsageError, sage_source_repo=address, environ=environ)
     assert "secret" not in line
 
 
