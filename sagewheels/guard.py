@@ -12,7 +12,7 @@ def close(names: Iterable[str]) -> None:
     """The values of these variables leave the environment that /proc shows; `os.environ` keeps them.
 
     After it, other processes of this user can read neither memory nor environment of this one, and it leaves no core
-    file. Who may trace every process (CAP_SYS_PTRACE, which root has unless a container took it away) still can.
+    file. Root still can where no container took its CAP_SYS_PTRACE away; the values are in the memory alone then.
     """
     libc = ctypes.CDLL(None)
     libc.getenv.restype = ctypes.c_void_p

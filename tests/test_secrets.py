@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,11 @@ from typing import Any
 import pytest
 
 from sagewheels import cli, host
+from sagewheels.config import SECRETS
+from sagewheels.resources import ROOT
+from tests import wheels
 from tests.hub import Hub
+from tests.recorder import Recorder
 from tests.session import DEBUGGING, REPO, Session, listening
 
 # Signs that every encoding writes otherwise, and not of the form in which the Hub makes tokens.
@@ -206,10 +211,8 @@ def test_what_is_compiled_finds_no_token_even_where_it_looks(done: Done) -> None
     first = next(ran for ran in done.session.ran if ran.words == ("auto",))
     assert done.peeked["parent"] == first.process
     assert list(within(json.dumps(done.peeked).encode(), "what it saw")) == []
-    assert done.peeked[f"/proc/{first.process}/mem"] == "PermissionError"
-    # Not every kernel refuses this one too, but there is nothing left in it.
-    environ = done.peeked[f"/proc/{first.process}/environ"]
-    assert environ == "PermissionError" or "\0SAGE_MANIFEST=" in environ
+    places = {name: done.peeked[f"/proc/{first.process}/{name}"] for name in ("environ", "mem")}
+    assert places == dict.fromkeys(places, "PermissionError")
     assert "-c" in done.peeked[f"/proc/{first.process}/cmdline"], "it could not have read anything of its parent"
 
 
@@ -228,3 +231,126 @@ def test_debugging_was_on(done: Done) -> None:
     (ran,) = (ran for ran in done.session.ran if ran.words == ("init-hf",))
     assert "httpx2._client._send_single_request: HTTP Request: POST" in ran.err
     assert ran.starts[0].environ.items() >= DEBUGGING.items()
+
+
+# What is left where the one who looks may look into every process
+
+_CLOSED = """
+import os, sys
+from pathlib import Path
+from sagewheels import guard
+guard.close(sys.argv[1:])
+print(os.environ["HF_TOKEN"])
+os.environ["PYTHONPATH"] = "changed"
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="nobody but root may look")
+def test_the_environment_that_proc_shows_is_wiped() -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_TOKEN": TOKENS["HF_TOKEN"], "MAX_JOBS": "3"}
+    with subprocess.Popen(
+        [sys.executable, "-c", _CLOSED, *SECRETS], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == f"{TOKENS['HF_TOKEN']}\n", "the task itself still has it"
+        shown = Path(f"/proc/{process.pid}/environ").read_bytes()
+        process.stdin.close()
+    assert b"HF_TOKEN=\0" in shown and b"MAX_JOBS=3\0" in shown
+    assert list(within(shown, "environ")) == []
+
+
+# What goes wrong
+
+_BUG = """
+import sys
+from sagewheels import cli, listing
+def show(job):
+    try:
+        raise KeyError(job.settings.hf_token, "https://me:pass-word@example.invalid/x")
+    except KeyError as error:
+        raise {kind}(f"{{job.settings.hf_token}} at https://me:pass-word@example.invalid/y") from error
+listing.show = show
+sys.argv[0] = "sagewheels"
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("ZeroDivisionError", "unexpected ZeroDivisionError: {}. This is a bug in sagewheels. Details are in {}."),
+        ("OSError", "{}. Mend that and run it again. Details are in {}."),
+    ],
+)
+def test_a_bug_that_holds_the_token_is_told_and_kept_without(tmp_path: Path, kind: str, line: str) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_TOKEN": TOKENS["HF_TOKEN"]}
+    argv = [sys.executable, "-c", _BUG.format(kind=kind), "list"]
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=60)
+    (log,) = (tmp_path / "logs").iterdir()
+    assert done.stderr == line.format("*** at https://example.invalid/y", log) + "\n"
+    kept = log.read_text()
+    assert "KeyError: ('***', 'https://example.invalid/x')" in kept, "the cause is there, and is searched too"
+    assert "pass-word" not in kept and [*leaks(tmp_path)] == []
+
+
+# The bootstrap
+
+_FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+*ensurepip*print*) echo "{path}" ;;
+*"-m venv "*) for last; do :; done; mkdir -p "$last/bin"; cp "{path}" "$last/bin/python" ;;
+*"-m sagewheels"*) echo "$HF_TOKEN $HUGGING_FACE_HUB_TOKEN${{HUGGINGFACE_HUB_TOKEN+set}}" ;;
+esac
+"""
+
+
+def test_the_bootstrap_hands_the_token_to_the_task_alone(tmp_path: Path) -> None:
+    """Not to git, whose repository may have any address, nor to pip, which runs build backends."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in ("pyproject.toml", "constraints.txt", "install_sageattention220_wheel.sh"):
+        (repository / name).write_bytes((ROOT / name).read_bytes())
+    for words in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "All"]):
+        subprocess.run(["git", "-C", repository, *words], check=True)
+    fake = tmp_path / "bin" / "python"
+    wheels.script(fake, _FAKE_PYTHON.format(path=fake))
+    recorder = Recorder(tmp_path / "recorder")
+    env = {
+        **os.environ,
+        **recorder.environ,
+        "SAGEWHEELS_REPO": str(repository),
+        "SAGEWHEELS_HOME": str(tmp_path / "home"),
+        "SAGEWHEELS_PYTHON": str(fake),
+        "HF_TOKEN": TOKENS["HF_TOKEN"],
+        "HUGGING_FACE_HUB_TOKEN": TOKENS["HUGGING_FACE_HUB_TOKEN"],
+    }
+    script = (ROOT / "install_sageattention220_wheel.sh").open()
+    with script, subprocess.Popen(["bash", "-s", "--", "list"], stdin=script, stdout=subprocess.PIPE, env=env) as run:
+        assert run.stdout
+        said = run.stdout.read().decode()
+    assert (run.returncode, said) == (0, f"{TOKENS['HF_TOKEN']} {TOKENS['HUGGING_FACE_HUB_TOKEN']}\n")
+    below = [start for start in recorder.starts() if start.process != run.pid]
+    words = [" ".join(start.argv) for start in below]
+    for one in ("git .* fetch ", "git .* reset ", "-m venv ", "-m pip install ", "flock ", "readlink "):
+        assert any(re.search(one, line) for line in words), (one, words)
+    assert [(start.argv, name) for start in below for name in within(start.raw, "")] == []
+
+
+def test_the_bootstrap_shows_no_credentials_of_the_repository(tmp_path: Path) -> None:
+    git = "#!/bin/sh\ncase \"$*\" in *' fetch '*) echo \"fatal: no password for '$*'\" >&2; exit 128 ;; esac\nexit 0\n"
+    wheels.script(tmp_path / "bin" / "git", git)
+    env = {
+        **os.environ,
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SAGEWHEELS_REPO": "https://me:pass-word@127.0.0.1:9/x.git",
+        "SAGEWHEELS_HOME": str(tmp_path / "home"),
+        "SAGEWHEELS_PYTHON": str(tmp_path / "no-python"),
+    }
+    script = (ROOT / "install_sageattention220_wheel.sh").read_text()
+    done = subprocess.run(["bash", "-s"], input=script, env=env, capture_output=True, text=True, check=False)
+    assert (
+        "[setup] cannot update (fatal: no password for " in done.stderr and "https://127.0.0.1:9/x.git" in done.stderr
+    )
+    assert "pass-word" not in done.stdout + done.stderr
