@@ -373,11 +373,11 @@ def test_git_signs_in_with_what_is_in_no_argument_and_no_file(upstream: Path, tm
             "sage_source_repo": f"http://me:p%40ss%2Fword@{host}/upstream/.git",
             "environ": {**os.environ, **recorder.environ, **theirs},
         }
+        line = here.error(StoreError, sage_source_repo=f"http://me:wrong@{host}/upstream/.git")
+        assert re.fullmatch(UNFETCHED.format(f"http://{host}/upstream/.git:", CHECK), line)
         found = here.checkout(**changes)
         settings = replace(here.settings, **changes)  # type: ignore[arg-type]
         assert source.answers(settings, here.recipe, 30) == f"v1 of http://{host}/upstream/.git"
-        line = here.error(StoreError, sage_source_repo=f"http://me:wrong@{host}/upstream/.git")
-        assert re.fullmatch(UNFETCHED.format(f"http://{host}/upstream/.git:", CHECK), line)
     assert (found.commit, found.repo) == (git(upstream, "rev-parse", "v1"), f"http://{host}/upstream/.git")
     assert here.files() == ["setup.py", "tiny/core.py"]
     starts = recorder.starts()
