@@ -138,7 +138,8 @@ class Session:
             **{key: value for key, value in os.environ.items() if not key.startswith("XDG_")},
             **own,
             **self._recorder.environ,
-            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            # Ours last, for a uv that looks for this very Python.
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}:{sys.base_prefix}/bin",
             "PYTHONPATH": str(ROOT),
             "PYTHON_BIN": str(self._python),
             "SAGE_MANIFEST": str(self._manifest),
