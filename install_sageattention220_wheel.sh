@@ -2,12 +2,13 @@
 # Runs a sagewheels task (`auto` when none is named) in an environment of sagewheels' own, which is made once.
 # Piped into bash, it first fetches the repository: SAGEWHEELS_REPO, SAGEWHEELS_REF, into SAGEWHEELS_HOME.
 set -euo pipefail
-
+secrets=(HF_TOKEN HUGGING_FACE_HUB_TOKEN HUGGINGFACE_HUB_TOKEN); export -n "${secrets[@]}" # not for what sets up
 say() { printf '[setup] %s\n' "$*" >&2; }
 die() { printf '%s\n' "$*" >&2; exit 2; }
+redacted() { sed -E 's,://[^/[:space:]?#]*@,://,g'; } # git and pip may quote addresses with their credentials
 attempt() { # REMEDY COMMAND...: what the command says is shown when it fails
   local said
-  said=$("${@:2}" 2>&1 </dev/null) || { printf '%s\n' "$said" | tail -n 30 >&2; die "Set-up failed at ${*:2:4}. $1."; }
+  said=$("${@:2}" 2>&1 </dev/null) || { printf '%s\n' "$said" | tail -n 30 | redacted >&2; die "Set-up failed at ${*:2:4}. $1."; }
 }
 lock() { # descriptor 9; a file system without locks is no reason to stop
   command -v flock >/dev/null || return 0
@@ -24,7 +25,7 @@ update_checkout() ( # everything tracked in $root becomes what the repository ha
   attempt "Remove $root/.git and run this again" git init -q "$root"
   rm -f "$root"/.git/*.lock # left by a killed run: the lock is ours
   why=$(timeout --foreground 60 git -C "$root" -c gc.auto=0 -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=20 \
-    fetch -q --depth 1 -- "$repo" "${SAGEWHEELS_REF:-main}" 2>&1 </dev/null) || commit='HEAD^{commit}'
+    fetch -q --depth 1 -- "$repo" "${SAGEWHEELS_REF:-main}" 2>&1 </dev/null | redacted) || commit='HEAD^{commit}'
   why=${why%%$'\n'*}
   git -C "$root" reset -q --hard "$commit" -- 2>/dev/null ||
     die "The repository cannot be fetched (${why:-no answer}). Check the network, SAGEWHEELS_REPO and SAGEWHEELS_REF."
@@ -71,6 +72,7 @@ main() { # a function, so that half a download runs nothing
     [[ -w $root ]] || die "$root cannot be written. Run it from a folder that can."
     { lock; [[ -z $piped ]] || update_checkout; is_complete || make_tool; } 9>"$root/.tool.lock"
   fi
+  export "${secrets[@]}"
   exec "$tool/bin/python" -I -m sagewheels "${@:-auto}" # isolated from PYTHONPATH and from packages that lie here
 }
 script=$(readlink -f -- "${BASH_SOURCE[0]:-}") || script=''

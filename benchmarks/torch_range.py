@@ -260,6 +260,8 @@ def main() -> None:
     parser.add_argument("--front", action="append", default=[], metavar="UNIT.cu", help="parse this CUDA unit too")
     parser.add_argument("--work", type=Path, help="folder for everything that is made (default: a temporary one)")
     asked = parser.parse_args()
+    for key in config.SECRETS:  # what is compiled and imported here needs none
+        os.environ.pop(key, None)
     with tempfile.TemporaryDirectory() as name:
         # The tool says on stdout what it does: the table goes there alone.
         table, sys.stdout = sys.stdout, sys.stderr

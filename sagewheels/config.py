@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 
 from dotenv.parser import parse_stream
@@ -116,8 +118,10 @@ def load(
     environ = dict(os.environ) if environ is None else environ
     cwd = Path.cwd() if cwd is None else cwd
     known: dict[str, tuple[str, str]] = {}
-    for path in dict.fromkeys((ROOT / ".env", cwd / ".env")):
+    for path in _dotenvs(cwd):
         pairs = dict(_read_dotenv(path))
+        for fault, remedy in _exposure(path, pairs):
+            _warn_once(f"{fault}. {remedy}")
         known.update({key: (value, str(path)) for key, value in pairs.items() if key in KEYS})
         for key in sorted(set(pairs) - set(KEYS)):
             near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.85)
@@ -129,6 +133,40 @@ def load(
             known[FLAGS[flag]] = (value, f"--{flag}")
     values = dict(_checked(known, cwd))
     return Settings(**values, environ={k: v for k, v in environ.items() if k not in SECRETS})  # type: ignore[arg-type]
+
+
+def exports_secrets() -> bool:
+    """Whether a secret is in the environment, whatever `.env` says."""
+    return any(os.environ.get(key) for key in SECRETS)
+
+
+def exposed(cwd: Path | None = None) -> list[tuple[str, str]]:
+    """What is wrong with a `.env` whose secret others can read, and the remedy. Raises UsageError as `load` does."""
+    paths = _dotenvs(Path.cwd() if cwd is None else cwd)
+    return [found for path in paths for found in _exposure(path, dict(_read_dotenv(path)))]
+
+
+def _dotenvs(cwd: Path) -> Iterable[Path]:
+    """The `.env` files, the stronger one last; one file where both are the same."""
+    return dict.fromkeys((ROOT / ".env", cwd / ".env"))
+
+
+def _exposure(path: Path, pairs: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Who besides this user can read a secret of the file; behind a link, the file that it leads to counts."""
+    held = sorted(key for key in SECRETS if pairs.get(key))
+    if not held:
+        return
+    found = path.stat()
+    if found.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        yield f"{path} holds {held[0]}, and others can read it", f"Run chmod 600 {path}"
+    elif found.st_uid not in (os.geteuid(), 0):
+        yield f"{path} holds {held[0]}, and belongs to another user", "Write a file of your own"
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """A run may be of several tasks, each of which loads the settings."""
+    ui.warn("settings", text)
 
 
 def _read_dotenv(path: Path) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sagewheels import preflight, stack, target, ui
+from sagewheels import config, preflight, stack, target, ui
 from sagewheels.errors import SageError, StoreError, UsageError
 from sagewheels.job import Job
 
@@ -47,6 +47,11 @@ def _guarded(group: Callable[[Job], Iterator[Check]], job: Job) -> list[Check]:
         standing: Standing = "note" if isinstance(error, StoreError) else "bad"
         found.append(Check(what=group.__name__.strip("_"), standing=standing, found=error.what, remedy=error.remedy))
     return found
+
+
+def _settings(_: Job) -> Iterator[Check]:
+    for found, remedy in config.exposed():
+        yield Check(what=".env", standing="note", found=found, remedy=remedy)
 
 
 def _machine(job: Job) -> Iterator[Check]:
@@ -133,4 +138,4 @@ def _store(job: Job) -> Iterator[Check]:
         yield Check(what="rights", standing="ok", found=job.store.rights())
 
 
-_GROUPS = (_machine, _interpreter, _compiler, _store)
+_GROUPS = (_settings, _machine, _interpreter, _compiler, _store)

@@ -15,6 +15,7 @@ from sagewheels.config import Settings
 from sagewheels.errors import UsageError
 from sagewheels.files import arriving
 from sagewheels.job import Job
+from sagewheels.redact import redacted
 
 
 def ready(job: Job, cell: Cell) -> Job:
@@ -94,7 +95,8 @@ def folder_of(settings: Settings, cell: Cell) -> Path:
 
 def _asked(settings: Settings, cell: Cell) -> list[str]:
     """What an environment was made for: with another channel it would hold another torch."""
-    return [cell.python, cell.pin, settings.torch_channel, settings.cuda_index_variant, settings.torch_index_url]
+    index = redacted(settings.torch_index_url)
+    return [cell.python, cell.pin, settings.torch_channel, settings.cuda_index_variant, index]
 
 
 def facts(settings: Settings, cell: Cell) -> dict[str, str]:

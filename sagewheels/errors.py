@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from invoke.exceptions import Exit
 
+from sagewheels.redact import redacted
+
 _LONGEST = 500
 """Letters of what is wrong: more is read by nobody, and comes from a file that somebody made long on purpose."""
 
 
-def plain(text: str) -> str:
-    """One line that a terminal shows as it is: what is no printable letter, such as an escape sequence, is spelt."""
+def shown(text: str) -> str:
+    """The text as people may see it: without credentials of an address, each unprintable letter spelt.
+
+    git, pip and uv quote the addresses that they were given, and files of others hold escape sequences.
+    """
+    return _plain(redacted(text))
+
+
+def _plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
@@ -23,16 +32,16 @@ def _short(text: str) -> str:
 class SageError(Exit):
     """An error whose one line is meant for the user; Invoke prints it on stderr and exits with `exit_code`.
 
-    The line can be shown on a terminal, whatever file its words come from.
+    The line can be shown on a terminal, whatever file its words come from, and holds no credentials of an address.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, remedy: str = "") -> None:
-        self.what = _short(plain(" ".join(what.split())).rstrip(".! "))
-        self.remedy = remedy.rstrip(". ")
+        self.what = _short(shown(" ".join(what.split())).rstrip(".! "))
+        self.remedy = redacted(remedy).rstrip(". ")
         line = f"{self.what}. {self.remedy}." if self.remedy else f"{self.what}."
-        super().__init__(message=plain(" ".join(line.split())), code=self.exit_code)
+        super().__init__(message=_plain(" ".join(line.split())), code=self.exit_code)
 
     def __str__(self) -> str:
         return self.message or ""

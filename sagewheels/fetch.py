@@ -137,7 +137,7 @@ def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:
         raise UsageError("WHEEL_URL is not an address", "Write https://.../name.whl") from None
     name = PurePosixPath(unquote(parts.path)).name
     if parts.scheme not in {"http", "https", "file"} or not name.endswith(".whl"):
-        raise UsageError(f"WHEEL_URL={url!r} is not the address of a wheel", "Write https://.../name.whl")
+        raise UsageError(f"WHEEL_URL={web.shown(url)!r} is not the address of a wheel", "Write https://.../name.whl")
     bare = url.partition("#")[0]
     found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", parts.fragment)
     beside = web.small(urlunsplit(parts._replace(path=f"{parts.path}.json", fragment="")))

@@ -6,6 +6,7 @@ import hashlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from sagewheels import installer, proc, ui
@@ -42,10 +43,10 @@ def lint(settings: Settings) -> None:
     """ruff, its formatter, mypy --strict and shellcheck are content. Raises SageError with what is not."""
     python = environment(settings)
     folder = python.parent
-    _show([folder / "ruff", "check", "--quiet", "."])
-    _show([folder / "ruff", "format", "--quiet", "--check", "."])
-    _show([python, "-m", "mypy"])
-    _show([folder / "shellcheck", ROOT / "install_sageattention220_wheel.sh", ROOT / ".ci" / "run"])
+    _show(settings, [folder / "ruff", "check", "--quiet", "."])
+    _show(settings, [folder / "ruff", "format", "--quiet", "--check", "."])
+    _show(settings, [python, "-m", "mypy"])
+    _show(settings, [folder / "shellcheck", ROOT / "install_sageattention220_wheel.sh", ROOT / ".ci" / "run"])
     ui.say("lint", "ruff, mypy and shellcheck are content")
 
 
@@ -53,11 +54,13 @@ def test(settings: Settings, arguments: str, *, everything: bool = False) -> Non
     """The linters, then pytest with coverage, `everything` of it if asked. Raises SageError when something fails."""
     lint(settings)
     whole = ["--all"] if everything else []
-    _show([environment(settings), "-m", "pytest", "--cov", "--cov-report=term", *whole, *shlex.split(arguments)])
+    pytest = ["-m", "pytest", "--cov", "--cov-report=term"]
+    _show(settings, [environment(settings), *pytest, *whole, *shlex.split(arguments)])
 
 
-def _show(argv: list[str | Path]) -> None:
-    """Runs a program whose output people want to see as it comes."""
-    code = subprocess.run([str(part) for part in argv], cwd=ROOT, check=False, stdin=subprocess.DEVNULL).returncode
+def _show(settings: Settings, argv: Sequence[str | Path]) -> None:
+    """Runs a program whose output people want to see as it comes; it gets no secrets."""
+    words, env = [str(part) for part in argv], settings.environ
+    code = subprocess.run(words, cwd=ROOT, env=env, check=False, stdin=subprocess.DEVNULL).returncode
     if code:
         raise SageError(f"{Path(argv[0]).name} {argv[1]} found something", "See its output above")

@@ -15,9 +15,10 @@ from types import FrameType
 from invoke.context import Context
 from invoke.exceptions import Exit
 
-from sagewheels import config, files
+from sagewheels import config, files, guard
 from sagewheels.errors import Interrupted, SageError, UsageError
 from sagewheels.job import Job
+from sagewheels.redact import redacted
 
 _SWITCHES = frozenset("--dry-run -d --rebuild -r --force -f --all --full --json -j --sign -i".split())
 """The flags that take no value."""
@@ -29,15 +30,17 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
 
     Invoke's own `--dry` counts as `dry_run`; None says that the task has no dry run.
     """
-    logs, places = Path("logs"), list[Path]()
+    logs, token, places = Path("logs"), "", list[Path]()
     signal.signal(signal.SIGTERM, _stop)
     try:
         if context.config.run.dry and dry_run is None:
             raise UsageError("this task has no dry run", "Leave --dry out")
         dry_run = bool(dry_run or context.config.run.dry)
         settings = config.load(flags=flags)
-        logs = settings.log_dir
+        logs, token = settings.log_dir, settings.hf_token
         places = [settings.work_dir, settings.wheelhouse_dir, settings.log_dir]
+        if token or config.exports_secrets():
+            guard.close(config.SECRETS)
         run = Job(settings, dry_run=dry_run)
         if dry_run or not locked:
             yield run
@@ -56,11 +59,11 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
             raise UsageError(what, "Free some space, or set TMPDIR") from None
         # A folder that is not ours: a fact of the machine, not a bug.
         where = f"{error.filename}: " if error.filename else ""
-        raise SageError(f"{where}{error.strerror or error}", f"Mend that and run it again. {_kept(logs)}") from None
+        what = redacted(f"{where}{error.strerror or error}", token)
+        raise SageError(what, f"Mend that and run it again. {_kept(logs, token)}") from None
     except Exception as error:
-        raise SageError(
-            f"unexpected {type(error).__name__}: {error}", f"This is a bug in sagewheels. {_kept(logs)}"
-        ) from None
+        what = redacted(f"unexpected {type(error).__name__}: {error}", token)
+        raise SageError(what, f"This is a bug in sagewheels. {_kept(logs, token)}") from None
 
 
 def refuse_flags_of_many(words: Sequence[str], tasks: Collection[str]) -> None:
@@ -95,12 +98,12 @@ def _full(error: OSError, places: Sequence[Path]) -> SageError:
     return UsageError(f"{where} cannot be written: the disk is full", "Free some space and try again")
 
 
-def _kept(logs: Path) -> str:
-    """Where the traceback is."""
+def _kept(logs: Path, token: str) -> str:
+    """Where the traceback is, in which no text shows the token or credentials of an address."""
     try:
         logs.mkdir(parents=True, exist_ok=True)
         path = logs / f"error-{datetime.datetime.now():%Y%m%d-%H%M%S}.log"
-        path.write_text(traceback.format_exc(), encoding="utf-8")
+        path.write_text(redacted(traceback.format_exc(), token), encoding="utf-8")
     except OSError:
         return "The log could not be written"
     return f"Details are in {path}"

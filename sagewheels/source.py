@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from urllib.parse import unquote
 
 from sagewheels import proc, ui
 from sagewheels.config import Settings
 from sagewheels.errors import SageError, StoreError, UsageError
 from sagewheels.recipe import Patch, Recipe
+from sagewheels.redact import redacted
 from sagewheels.resources import ROOT
 
 _OTHER_REPOSITORY = frozenset(
@@ -54,7 +57,7 @@ def checkout(settings: Settings, recipe: Recipe, folder: Path) -> Checkout:
     pinned = commit == recipe.source.commit
     if not pinned and ref == recipe.source.ref:
         raise UsageError(
-            f"{ref} of {_without_credentials(repo)} is commit {commit}, {recipe.file.name} pins {recipe.source.commit}",
+            f"{ref} of {redacted(repo)} is commit {commit}, {recipe.file.name} pins {recipe.source.commit}",
             "Use the pinned source, or set SAGE_SOURCE_REF to another ref on purpose",
         )
     if not pinned:
@@ -88,16 +91,17 @@ def answers(settings: Settings, recipe: Recipe, seconds: float) -> str:
             raise UsageError(f"{recipe.file}: source.path {recipe.source.path} is not a folder")
         return f"the folder {recipe.source.path}"
     repo, ref = _asked(settings, recipe)
+    settings, address = _signed_in(settings, repo)
     # A commit is no ref: that it is there, only a fetch shows.
     commit = re.fullmatch(r"[0-9a-f]{40}", ref)
-    wanted = ["--", _address(repo)] if commit else ["--exit-code", "--", _address(repo), ref]
+    wanted = ["--", address] if commit else ["--exit-code", "--", address, ref]
     # In no repository of the user's, whose configuration would count.
     done = _run_git(settings, Path("/"), "ls-remote", "--quiet", *wanted, timeout=seconds)
     name = public_name(repo)
     if done.code == _NO_SUCH_REF and not commit:
         raise UsageError(f"{name} has no {ref}", "Correct SAGE_SOURCE_REF or SAGE_SOURCE_REPO")
     if done.code:
-        why = f"no answer in {seconds:.3g} s" if done.code < 0 else _without_credentials(done.last_line)
+        why = f"no answer in {seconds:.3g} s" if done.code < 0 else done.last_line
         what = f"{name} does not give {ref}: {why}"
         raise StoreError(what, "Check the network, and SAGE_SOURCE_REPO")
     return f"{ref} of {name}"
@@ -106,19 +110,16 @@ def answers(settings: Settings, recipe: Recipe, seconds: float) -> str:
 def public_name(repo: str) -> str:
     """How a repository is named in published files: no credentials, and nothing of this machine's folders."""
     if "://" in repo and not repo.startswith("file:"):
-        return _without_credentials(repo)
+        return redacted(repo)
     # git@host:owner/name is an address too; a slash before the colon makes it a path.
     return repo if re.match(r"[^/:]+@[^/:]+:", repo) else f"local:{Path(repo).name}"
 
 
-def _without_credentials(repo: str) -> str:
-    return re.sub(r"//[^/]*@", "//", repo)
-
-
 def _fetch(settings: Settings, recipe: Recipe, folder: Path, repo: str, ref: str) -> str:
     """Fetches one commit, without the files outside `paths`, and checks it out; returns its id."""
+    settings, address = _signed_in(settings, repo)
     _git(settings, folder, "init", "--quiet")
-    _git(settings, folder, "remote", "add", "origin", _address(repo))
+    _git(settings, folder, "remote", "add", "origin", address)
     ui.say("source", f"fetching {ref} of {public_name(repo)}")
     try:
         _git(settings, folder, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "--no-tags", "origin", ref)
@@ -135,6 +136,25 @@ def _address(repo: str) -> str:
     """What git is given: a folder's whole path, since git runs elsewhere than where the user stands."""
     folder = Path(repo).expanduser()
     return str(folder.resolve()) if folder.is_dir() else repo
+
+
+def _signed_in(settings: Settings, repo: str) -> tuple[Settings, str]:
+    """What git is given to read `repo`: an address without credentials, and settings with which it signs in.
+
+    In the address they would be in the checkout's .git/config, where what is compiled can read them, and in what `ps`
+    shows; what is compiled never gets these settings.
+    """
+    login = re.match(r"https?://([^/\s?#]*)@", repo)
+    if not login:
+        return settings, _address(repo)
+    address, (name, colon, word) = redacted(repo), map(unquote, login[1].partition(":"))
+    key, value = f"credential.{address}.username", name
+    if colon:
+        basic = base64.b64encode(f"{name}:{word}".encode()).decode()
+        key, value = f"http.{address}.extraHeader", f"Authorization: Basic {basic}"
+    count = int(settings.variable("GIT_CONFIG_COUNT") or 0)
+    more = {"GIT_CONFIG_COUNT": str(count + 1), f"GIT_CONFIG_KEY_{count}": key, f"GIT_CONFIG_VALUE_{count}": value}
+    return replace(settings, environ={**settings.environ, **more}), address
 
 
 def _git(settings: Settings, folder: Path, *arguments: str) -> str:

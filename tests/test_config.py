@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sagewheels import config
-from sagewheels.config import FLAGS, KEYS, SECRETS, Settings, load
+from sagewheels.config import FLAGS, KEYS, SECRETS, Settings, exposed, load
 from sagewheels.errors import UsageError
 
 EXAMPLE = Path(config.__file__).parents[1] / ".env.example"
@@ -200,6 +200,58 @@ def test_a_secret_is_in_no_text_and_no_child(here: Path) -> None:
     assert refused('HF_TOKEN="hf_\nsecret"\n', here) == (
         "HF_TOKEN in HERE/.env holds control characters. Write it on one line, as plain text."
     )
+
+
+def warnings(here: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What is said when the settings are loaded, by two tasks of one run."""
+    load({}, cwd=here)
+    load({}, cwd=here)
+    return capsys.readouterr().err.replace(str(here), "HERE").splitlines()
+
+
+READABLE = "[settings] warning: HERE/.env holds HF_TOKEN, and others can read it. Run chmod 600 HERE/.env"
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "said"),
+    [
+        ("HF_TOKEN=hf_secret\n", 0o644, [READABLE]),
+        ("HF_TOKEN=hf_secret\n", 0o640, [READABLE]),
+        ("HF_TOKEN=hf_secret\n", 0o604, [READABLE]),
+        ("HUGGING_FACE_HUB_TOKEN=hf_secret\n", 0o644, [READABLE.replace("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")]),
+        ("HF_TOKEN=hf_secret\n", 0o600, []),
+        ("HF_TOKEN=\nMAX_JOBS=3\n", 0o644, []),
+        ("MAX_JOBS=3\n", 0o666, []),
+    ],
+)
+def test_a_dotenv_whose_secret_others_can_read_is_told_once(
+    here: Path, capsys: pytest.CaptureFixture[str], text: str, mode: int, said: list[str]
+) -> None:
+    (here / ".env").write_text(text, encoding="utf-8")
+    (here / ".env").chmod(mode)
+    assert warnings(here, capsys) == said
+    assert [
+        f"[settings] warning: {fault}. {remedy}".replace(str(here), "HERE") for fault, remedy in exposed(here)
+    ] == said
+
+
+def test_behind_a_link_the_file_itself_counts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real = here.parent / "real.env"
+    real.write_text("HF_TOKEN=hf_secret\n", encoding="utf-8")
+    (here / ".env").symlink_to(real)
+    real.chmod(0o600)
+    assert warnings(here, capsys) == []
+    real.chmod(0o644)
+    assert warnings(here, capsys) == [READABLE]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_dotenv_of_another_user_with_a_secret_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / ".env").write_text("HF_TOKEN=hf_secret\n", encoding="utf-8")
+    (here / ".env").chmod(0o600)
+    os.chown(here / ".env", 65534, 65534)
+    line = "[settings] warning: HERE/.env holds HF_TOKEN, and belongs to another user. Write a file of your own"
+    assert warnings(here, capsys) == [line]
 
 
 def test_settings_cannot_be_changed_and_the_callers_environment_is_not(here: Path) -> None:

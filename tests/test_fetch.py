@@ -451,6 +451,12 @@ def test_a_url_that_is_no_address_of_a_wheel(shared: Machine, tmp_path: Path, ur
     assert error(UsageError, url_job(shared, tmp_path, url)) == line
 
 
+def test_an_address_is_named_without_what_signs_it(shared: Machine, tmp_path: Path) -> None:
+    url = "https://me:secret@example.invalid/x.zip?signature=secret#secret"
+    line = "WHEEL_URL='https://example.invalid/x.zip' is not the address of a wheel. Write https://.../name.whl."
+    assert error(UsageError, url_job(shared, tmp_path, url)) == line
+
+
 def test_a_url_from_the_hub(shared: Machine, tmp_path: Path) -> None:
     """No token of the user goes along: WHEEL_URL may point anywhere."""
     path = wheels.make(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
@@ -18,6 +19,8 @@ from sagewheels.errors import SageError, StoreError, UsageError
 from sagewheels.recipe import Recipe
 from sagewheels.source import Checkout
 from tests import wheels
+from tests.githost import serving
+from tests.recorder import Recorder
 
 FILES = {
     "setup.py": "FLAGS = ['-std=c++17', '-O3']\nname = 'tiny'\n",
@@ -344,23 +347,63 @@ def test_a_dead_address_never_shows_the_password(upstream: Path) -> None:
 
 
 def _aliased(upstream: Path, address: str) -> dict[str, str]:
-    """The environment in which git takes the repository for this address."""
+    """The environment in which git takes the repository for this address, and for no other."""
     alias = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{upstream}.insteadOf", "GIT_CONFIG_VALUE_0": address}
     return {**os.environ, **alias}
 
 
 def test_a_repository_with_credentials_is_published_without(upstream: Path, capsys: pytest.CaptureFixture[str]) -> None:
     address = "https://me:secret@example.invalid/tiny.git"
-    found = bench(upstream).checkout(sage_source_repo=address, environ=_aliased(upstream, address))
+    here = bench(upstream)
+    found = here.checkout(sage_source_repo=address, environ=_aliased(upstream, "https://example.invalid/tiny.git"))
     assert (found.repo, found.commit) == ("https://example.invalid/tiny.git", git(upstream, "rev-parse", "v1"))
     assert "secret" not in capsys.readouterr().out
+    assert "secret" not in (here.tree / ".git" / "config").read_text(), "what is compiled can read it"
+
+
+def test_git_signs_in_with_what_is_in_no_argument_and_no_file(upstream: Path, tmp_path: Path) -> None:
+    """A name and a password in SAGE_SOURCE_REPO; `ps` and what is compiled see neither."""
+    git(upstream, "config", "uploadpack.allowFilter", "true")
+    recorder = Recorder(tmp_path / "recorder")
+    # What a user configured in this way stays in force.
+    theirs = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "http.userAgent", "GIT_CONFIG_VALUE_0": "mine"}
+    here = bench(upstream, paths='paths = ["/setup.py", "/tiny/"]\n')
+    with serving(tmp_path, "me:p@ss/word") as host:
+        changes = {
+            "sage_source_repo": f"http://me:p%40ss%2Fword@{host}/upstream/.git",
+            "environ": {**os.environ, **recorder.environ, **theirs},
+        }
+        line = here.error(StoreError, sage_source_repo=f"http://me:wrong@{host}/upstream/.git")
+        assert re.fullmatch(UNFETCHED.format(f"http://{host}/upstream/.git:", CHECK), line)
+        found = here.checkout(**changes)
+        settings = replace(here.settings, **changes)  # type: ignore[arg-type]
+        assert source.answers(settings, here.recipe, 30) == f"v1 of http://{host}/upstream/.git"
+    assert (found.commit, found.repo) == (git(upstream, "rev-parse", "v1"), f"http://{host}/upstream/.git")
+    assert here.files() == ["setup.py", "tiny/core.py"]
+    starts = recorder.starts()
+    assert any(start.name.startswith("git-remote-http") for start in starts)
+    basic = base64.b64encode(b"me:p@ss/word").decode()
+    hidden = re.compile(f"p%40ss|p@ss|{basic}")
+    assert [start.argv for start in starts if hidden.search(" ".join(start.argv))] == []
+    written = [path for path in here.tree.rglob("*") if path.is_file() and hidden.search(path.read_text("latin-1"))]
+    assert written == []
+
+
+def test_a_name_without_a_password_is_for_the_users_own_helper(upstream: Path, tmp_path: Path) -> None:
+    helper = wheels.script(tmp_path / "helper", '#!/bin/sh\n[ "$1" != get ] || { cat >&2; echo password=secret; }\n')
+    theirs = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "credential.helper", "GIT_CONFIG_VALUE_0": str(helper)}
+    with serving(tmp_path, "me:secret") as host:
+        repo = f"http://me@{host}/upstream/.git"
+        found = bench(upstream).checkout(sage_source_repo=repo, environ={**os.environ, **theirs})
+    assert found.commit == git(upstream, "rev-parse", "v1")
 
 
 def test_a_moved_tag_never_shows_the_password(upstream: Path) -> None:
     address = "https://me:secret@example.invalid/tiny.git"
     here = bench(upstream)
     git(upstream, "tag", "--force", "v1", "main")
-    line = here.error(UsageError, sage_source_repo=address, environ=_aliased(upstream, address))
+    environ = _aliased(upstream, "https://example.invalid/tiny.git")
+    line = here.error(UsageError, sage_source_repo=address, environ=environ)
     assert "secret" not in line
 
 

@@ -165,6 +165,13 @@ def test_something_else_that_answers(hub: Hub, opened: Opener) -> None:
         opened(endpoint="http://127.0.0.1:port")
 
 
+def test_an_endpoint_with_credentials_is_refused(opened: Opener) -> None:
+    """It would be part of the address in each published manifest."""
+    with pytest.raises(UsageError) as caught:
+        opened(endpoint="http://me:secret@127.0.0.1")
+    assert str(caught.value) == "HF_ENDPOINT holds a name or password. Leave them out: it is HF_TOKEN that signs in."
+
+
 def test_a_stale_parent_is_a_conflict(hub: Hub, opened: Opener) -> None:
     first = opened().commit("", {"index.json": b"1"}, "first")
     opened().commit(first, {"index.json": b"2"}, "second")

@@ -39,6 +39,9 @@ class Repo:
             raise UsageError("HF_TOKEN holds characters that no token has", f"Copy it again from {TOKENS}")
         if not _is_address(self.endpoint):
             raise UsageError("HF_ENDPOINT is not an http(s) address", f"Write it like {ENDPOINT}")
+        # It becomes part of each wheel's published address, and would stand in the way of the token.
+        if "@" in urlsplit(self.endpoint).netloc:
+            raise UsageError("HF_ENDPOINT holds a name or password", "Leave them out: it is HF_TOKEN that signs in")
 
     @property
     def label(self) -> str:
