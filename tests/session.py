@@ -187,6 +187,7 @@ class Session:
         broken = wheels.content(_fused=wheels.extension(entry="NoInit"))
         wheels.pip(self._second, "install", wheels.make(self.folder / "dist", broken))
         self("smoke", **second)
+        self("rollback")
         self("matrix", "--python", OWN, "--torch", "2.11.0")
         self("demo")
         self._put_test_tools()

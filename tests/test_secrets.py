@@ -60,6 +60,7 @@ CHILDREN: dict[str, set[str]] = {
     "upload": {"python", "cuobjdump"},
     "stack": {"python", "uv"},
     "install": {"python", "cuobjdump", "uv"},
+    "rollback": {"python", "uv"},
     "matrix": {"python", "uv"},
     "demo": {"uv"},
     "lint": {"ruff", "python", "shellcheck"},
@@ -174,7 +175,7 @@ def test_the_tasks_did_what_they_are_for(done: Done) -> None:
     expected = [
         ("doctor", 0), ("init-hf", unsigned), ("auto", 0), ("auto", 0), ("list", 0), ("fetch", 0 if done.signed else 3),
         ("verify", 0), ("smoke", 0), ("build", 0), ("upload", unsigned), ("stack", offline),
-        ("install", 0 if done.signed else 3), ("smoke", 6), ("matrix", offline),
+        ("install", 0 if done.signed else 3), ("smoke", 6), ("rollback", 0), ("matrix", offline),
         ("demo", offline if room else 2), ("lint", 0), ("test", 0), ("clean", 0),
     ]  # fmt: skip
     assert [(ran.words[0], ran.code) for ran in done.session.ran] == expected
