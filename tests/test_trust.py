@@ -21,6 +21,7 @@ from sagewheels.errors import NothingCompatible, Refused, SageError, StoreError,
 from sagewheels.job import Job
 from sagewheels.resources import ROOT
 from sagewheels.store import index
+from sagewheels.store.entries import merge
 from tests import signers, wheels
 from tests.hub import Hub
 from tests.signers import FOLDER, REPO, Key, Place, Shop, needs_ssh_keygen
@@ -531,6 +532,21 @@ def test_the_signature_of_the_maker_stays(local: Cast) -> None:
     assert job.trust.of_wheel(manifest.parse(after, GOOD)).signer == "maker"
 
 
+def test_what_this_machine_knows_besides_does_not_break_a_signature(local: Cast) -> None:
+    """Its wheelhouse has the same wheel, not signed, with a key of its own and a proof: the proof is kept."""
+    local.publisher().publish()
+    reader = local.reader()
+    path = wheels.make(reader.folder / "dist")
+    wheelhouse.keep(reader.settings, path, wheels.describe(path, proofs=[PROOF], their_own_key={"kept": False}))
+    fetch.fetch(reader.job())
+    ((_, kept),) = reader.job().in_wheelhouse()
+    assert (reader.job().trust.of_wheel(kept).signer, len(kept.proofs)) == ("maker", 1)
+    assert "their_own_key" not in kept.data
+    older = kept.updated(proofs=[{**PROOF, "gpu": "NVIDIA H100"}])
+    for both in (merge(older, wheels.describe(path)), merge(wheels.describe(path, more=1), older), merge(older, kept)):
+        assert reader.job().trust.of_wheel(both).signer == "maker"
+
+
 def test_two_signers_publish_at_once(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second commits between what the first read and its commit: nothing is lost, and the serial counts both."""
     first, second = cast.publisher(), cast.publisher("second")
@@ -773,6 +789,10 @@ def test_auto_refuses_before_a_stack_is_installed_and_rebuild_does_without(
 ) -> None:
     mine.publisher().publish()
     strip(mine.shop, mine.keys, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "do_stack", None)  # which also installs what the package needs besides
+        for run in (auto.auto, auto.install):
+            assert failing(Untrusted, run, mine.reader().job())
     torch = mine.machine.site / "torch"
     shutil.move(torch, mine.root / "aside")
     monkeypatch.setattr(stack, "install", lambda *_, **__: shutil.move(mine.root / "aside", torch))
