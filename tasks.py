@@ -221,6 +221,18 @@ def smoke(
         steps.do_smoke(job, long=full)
 
 
+@task(help=_flags("python", "manifest", "dry_run"))
+def rollback(c: Context, python: str | None = None, manifest: str | None = None, dry_run: bool = False) -> None:
+    """Put back what was installed before, also when it came from elsewhere; once more goes back one more step.
+
+    Example: sagewheels rollback --dry-run
+    """
+    from sagewheels import rollback as way
+
+    with run.job(c, python=python, manifest=manifest, dry_run=dry_run) as job:
+        way.rollback(job)
+
+
 @task(name="init-hf", help=_flags("store", "sign", "dry_run"))
 def init_hf(c: Context, store: str | None = None, sign: bool = False, dry_run: bool = False) -> None:
     """Create and check your Hub repository: token's rights, card, index; --sign: and sign it, also a directory.
@@ -326,7 +338,23 @@ def lint(c: Context) -> None:
 
 
 namespace = Collection(
-    auto, install, stack, fetch, verify, build, matrix, upload, smoke, init_hf, list_, doctor, demo, clean, test, lint
+    auto,
+    install,
+    stack,
+    fetch,
+    verify,
+    build,
+    matrix,
+    upload,
+    smoke,
+    rollback,
+    init_hf,
+    list_,
+    doctor,
+    demo,
+    clean,
+    test,
+    lint,
 )
 
 # Before anything runs, and however Invoke was started.

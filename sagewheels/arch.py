@@ -11,7 +11,7 @@ from sagewheels.errors import UsageError
 
 _SPELLING = re.compile(
     r"(?:sm_?|compute_?)?(?:(?P<major>\d{1,2})\.(?P<minor>\d)|(?P<digits>\d{2,3}))(?P<suffix>[af]?)(?P<ptx>\+ptx)?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 
 

@@ -85,6 +85,8 @@ def in_place(job: Job, topic: str = "auto") -> bool:
         return False
     if not state.get("passed") or state["passed"] != steps.circumstances(job):
         return False
+    if installed.is_cut_off(job.target, job.recipe, state):
+        return False
     untouched = installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256")))
     if not untouched or stack.faults(job.target, job.need, job.settings):
         return False

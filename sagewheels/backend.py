@@ -107,7 +107,7 @@ def _stubs(settings: Settings, plan: Plan) -> Path:
     folder = settings.work_dir / "stubs"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "libcuda.so").exists():
-        part = folder / f".libcuda.{os.getpid()}.so"
+        part = folder / ".libcuda.part.so"
         soname = "-Wl,-soname,libcuda.so.1"
         argv: list[str | Path] = [
             *toolkit.cxx(settings),

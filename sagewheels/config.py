@@ -31,10 +31,10 @@ _CHOICES = {
     "COMPILER_LAUNCHER": ("none", "ccache", "sccache"),
 }
 _PATTERNS = {
-    "CUDA_INDEX_VARIANT": (r"cu\d{3}", "cu128"),
+    "CUDA_INDEX_VARIANT": (r"cu[0-9]{3}", "cu128"),
     "HF_REPO_ID": (r"[\w.-]+/[\w.-]+", "name/repository"),
-    "MIN_CUDA_FOR_SM120": (r"\d+\.\d+", "12.8"),
-    "MIN_TRITON_FOR_50XX": (r"\d+(\.\d+)*", "3.3"),
+    "MIN_CUDA_FOR_SM120": (r"[0-9]{1,4}\.[0-9]{1,4}", "12.8"),
+    "MIN_TRITON_FOR_50XX": (r"[0-9]{1,4}(\.[0-9]{1,4})*", "3.3"),
 }
 
 
@@ -187,7 +187,7 @@ def _boolean(key: str, text: str, where: str) -> bool:
 
 
 def _count(key: str, text: str, where: str) -> int:
-    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", text):
         raise UsageError(f"{key}={text!r} in {where} is not a count", "Write a whole number from 1 to 9999")
     return int(text)
 

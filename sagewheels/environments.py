@@ -13,6 +13,7 @@ from sagewheels import installer, proc, stack, steps, ui
 from sagewheels.cells import Cell
 from sagewheels.config import Settings
 from sagewheels.errors import UsageError
+from sagewheels.files import arriving
 from sagewheels.job import Job
 
 
@@ -47,9 +48,8 @@ def ready(job: Job, cell: Cell) -> Job:
     torch = there.target.torch
     assert torch is not None
     learnt = {"asked": _asked(job.settings, cell), "torch": torch.version, "cuda": torch.cuda}
-    part = folder / f"complete.{os.getpid()}.part"
-    part.write_text(json.dumps(learnt), encoding="utf-8")
-    part.replace(folder / "complete")
+    with arriving(folder / "complete") as stream:
+        stream.write(json.dumps(learnt).encode("utf-8"))
     return there
 
 

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from invoke.exceptions import Exit
 
+_LONGEST = 500
+"""Letters of what is wrong: more is read by nobody, and comes from a file that somebody made long on purpose."""
+
+
+def plain(text: str) -> str:
+    """One line that a terminal shows as it is: what is no printable letter, such as an escape sequence, is spelt."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def _short(text: str) -> str:
+    """The text, or what it begins and ends with: the end of a long list of reasons says as much as its beginning."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 105]} ... {text[-100:]}"
+
 
 class SageError(Exit):
-    """An error whose one line is meant for the user; Invoke prints it on stderr and exits with `exit_code`."""
+    """An error whose one line is meant for the user; Invoke prints it on stderr and exits with `exit_code`.
+
+    The line can be shown on a terminal, whatever file its words come from.
+    """
 
     exit_code = 1
 
     def __init__(self, what: str, remedy: str = "") -> None:
-        self.what = what.rstrip(".! ")
+        self.what = _short(plain(" ".join(what.split())).rstrip(".! "))
         self.remedy = remedy.rstrip(". ")
         line = f"{self.what}. {self.remedy}." if self.remedy else f"{self.what}."
-        super().__init__(message=" ".join(line.split()), code=self.exit_code)
+        super().__init__(message=plain(" ".join(line.split())), code=self.exit_code)
 
     def __str__(self) -> str:
         return self.message or ""

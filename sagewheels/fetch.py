@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sagewheels import bad, match, ui, verify, web, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
+from sagewheels.files import arriving
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest, loads, parse
 from sagewheels.match import Verdict
@@ -17,6 +17,8 @@ from sagewheels.store.entries import merge
 
 _MOST_REASONS = 20
 _MOST_TRIES = 3
+_DOWNLOADS = 2
+"""How often a wheel is downloaded before bytes that are not as promised are the store's own, and refused."""
 
 
 def fetch(job: Job) -> tuple[Path, WheelManifest]:
@@ -92,19 +94,35 @@ def _with_own_proofs(job: Job, candidate: WheelManifest) -> WheelManifest:
 def _download(job: Job, candidate: WheelManifest, get: Callable[[Path, Callable[[int, int], None]], None]) -> Path:
     """Writes to a temporary name, checks size and sha256 of what is on disk, and only then gives it its name."""
     place = job.settings.wheelhouse_dir / candidate.wheel_file
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    try:
-        with ui.progress("fetch", every=5) as shown:
-            get(part, lambda done, total: shown.update(f"{ui.size(done)} of {ui.size(total)}"))
-        verify.bytes_as_promised(part, candidate)
-        part.replace(place)
-    finally:
-        part.unlink(missing_ok=True)
+    with arriving(place) as stream:
+        part = Path(stream.name)
+        for left in reversed(range(_DOWNLOADS)):
+            try:
+                _get(get, part, candidate)
+                break
+            except Refused as error:
+                if not left:
+                    raise
+                ui.say("fetch", f"fetching again: {error.what}")
     wheelhouse.write_manifest(job.settings, candidate)
     promised = f"sha256 {candidate.wheel_sha256[:12]} as promised" if candidate.wheel_sha256 else "no sha256 to check"
     ui.say("fetch", f"{place.name}, {ui.size(place.stat().st_size)}, {promised}")
     return place
+
+
+def _get(get: Callable[[Path, Callable[[int, int], None]], None], part: Path, candidate: WheelManifest) -> None:
+    """Writes what comes to `part`. Raises Refused when that is not what was promised, StoreError when nothing comes."""
+    with ui.progress("fetch", every=5) as shown:
+
+        def progress(done: int, total: int) -> None:
+            # Before a body without an end fills the disk.
+            if candidate.size is not None and done > candidate.size:
+                what = f"{candidate.wheel_file} has more than the {candidate.size} bytes of its manifest"
+                raise Refused(what, "Fetch it again")
+            shown.update(f"{ui.size(done)} of {ui.size(total)}")
+
+        get(part, progress)
+    verify.bytes_as_promised(part, candidate)
 
 
 def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:

@@ -56,7 +56,7 @@ class Host:
 
 def cuda_of_driver(driver: str) -> str:
     """`13.0` for driver 580.65.06. Within one CUDA major every minor runs (minor version compatibility)."""
-    found = re.match(r"\d+", driver)
+    found = re.match(r"[0-9]{1,6}", driver)
     branch = int(found[0]) if found else 0
     return next((cuda for first, cuda in _DRIVER_CUDA if branch >= first), "")
 

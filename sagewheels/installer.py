@@ -38,8 +38,7 @@ def pip(
 
     Raises `error` with the last line of the output, and UsageError when the target cannot be written to.
     """
-    if not target.writable:
-        raise UsageError(f"{target.site} cannot be written to", "Set PYTHON_BIN to an environment of your own")
+    demand_writable(target)
     allowed = ["--break-system-packages"] if target.externally_managed else []
     if allowed:
         ui.say(verb, f"{target.python} is externally managed: using --break-system-packages")
@@ -49,7 +48,7 @@ def pip(
     else:
         yes = ["--yes"] if verb == "uninstall" else ["--quiet", "--disable-pip-version-check"]
         argv = [target.python, "-m", "pip", verb, *yes, *allowed, *arguments]
-    return proc.run(argv, env=environment(settings), error=error)
+    return proc.run(argv, env=environment(settings), error=error, writes=True)
 
 
 def install_wheel(settings: Settings, target: Target, wheel: Path, *, name: str) -> None:
@@ -62,9 +61,10 @@ def install_wheel(settings: Settings, target: Target, wheel: Path, *, name: str)
     pip(settings, target, "install", arguments, error=UsageError)
 
 
-def uninstall(settings: Settings, target: Target, name: str) -> None:
-    """Takes the package out of the target."""
-    pip(settings, target, "uninstall", [*_no_config(uv_program(settings)), name], error=UsageError)
+def demand_writable(target: Target) -> None:
+    """Raises UsageError when the target cannot be written to."""
+    if not target.writable:
+        raise UsageError(f"{target.site} cannot be written to", "Set PYTHON_BIN to an environment of your own")
 
 
 def _no_config(uv: Path | None) -> list[str | Path]:
@@ -84,7 +84,7 @@ def into_folder(
         argv: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", target.python, "--target", folder]
     else:
         argv = [target.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder]
-    proc.run([*argv, *requirements], env=environment(settings), timeout=timeout, error=SageError)
+    proc.run([*argv, *requirements], env=environment(settings), timeout=timeout, error=SageError, writes=True)
 
 
 def environment(settings: Settings) -> Mapping[str, str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import hashlib
+import itertools
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagewheels import arch, bad, host, recipe, stack, target, ui, wheelhouse
+from sagewheels import arch, bad, files, host, proc, recipe, stack, target, ui, wheelhouse
 from sagewheels.arch import Arch
 from sagewheels.bad import Mark
 from sagewheels.buildplan import BUILD_TOOLS
@@ -253,7 +256,7 @@ class Job:
             with _locked(folder / "lock", str(folder)), self._target_alone():
                 yield
         except OSError as error:
-            if Path(error.filename or "") in (folder, folder / "lock"):
+            if Path(error.filename or "") in (folder, folder / "lock") and error.errno not in files.FULL:
                 raise UsageError(
                     f"WORK_DIR {folder} cannot be used ({error.strerror})", "Name another folder"
                 ) from None
@@ -284,19 +287,35 @@ def _names(one: Recipe) -> frozenset[str]:
 
 @contextmanager
 def _locked(path: Path, what: str) -> Iterator[None]:
-    """Holds a lock file, which names its holder. A link in its place is not followed."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as lock:
+    """Holds a lock file, which says who works there. A link in its place is not followed.
+
+    What a killed run left running, and still writes, holds the lock as well.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            ui.say("lock", f"waiting for process {lock.read().strip() or 'unknown'}, which works in {what}")
+            ui.say("lock", f"waiting for process {_holder(lock)}, which works in {what}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            lock.seek(0)
-            lock.truncate()
-            lock.write(str(os.getpid()))
-            lock.flush()
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, _ourselves().encode(), 0)
         except OSError:  # a full disk must not keep `clean` from emptying it; the lock itself is held
             pass
-        yield
+        with proc.holding(lock):
+            yield
+    finally:
+        os.close(lock)
+
+
+def _holder(lock: int) -> str:
+    """What the holder says of itself, as far as it can be shown."""
+    text = os.pread(lock, 100, 0).decode("utf-8", "replace").strip()
+    return text if text and text.isascii() and text.isprintable() else "unknown"
+
+
+def _ourselves() -> str:
+    """`4711 (auto, since 12:03)`."""
+    words = itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:])
+    return f"{os.getpid()} ({' '.join(words)[:50] or 'sagewheels'}, since {datetime.datetime.now():%H:%M})"

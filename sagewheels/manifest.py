@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,8 @@ NEVER = datetime.min.replace(tzinfo=timezone.utc)
 _NO_CLOCK = 2100
 """From this year on a date is a mistake, or made to have the last word for ever."""
 _WHEEL_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+]*(-[A-Za-z0-9._+!]+){4,5}\.whl")
-_LONGEST = 1000
+_LONGEST, _MOST_TAGS, _MOST_BYTES = 1000, 64, 1 << 40
+"""Of a text, of the tags in a file name, of a wheel: more is a mistake, or meant to harm."""
 LATER = ("signature", "proofs", "unvouched_proofs", "loads", "hf_wheel_url")
 """The keys that may change after a wheel is made, which its signature therefore does not cover."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -81,8 +83,11 @@ class WheelManifest:
         return f"{self.stable_torch} or newer" if self.stable_torch else self.torch
 
     def to_json(self) -> str:
-        """The text of `<wheel>.whl.json`."""
-        return json.dumps(self.data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        """The text of `<wheel>.whl.json`. Raises ManifestError for one that is nested deeper than can be written."""
+        try:
+            return json.dumps(self.data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        except RecursionError:
+            raise ManifestError(f"the manifest of {self.wheel_file} is nested too deep") from None
 
     @property
     def signed_part(self) -> dict[str, Any]:
@@ -100,11 +105,18 @@ def loads(text: str | bytes, where: str) -> WheelManifest:
 
 
 def load_json(text: str | bytes, where: str) -> object:
-    """JSON, or a ManifestError that names `where`: also for bad UTF-8, NaN and absurd nesting."""
+    """JSON, or a ManifestError that names `where`: also for bad UTF-8, NaN, 1e999 and absurd nesting."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{where} is not JSON ({str(error)[:80]})") from None
+
+
+def _finite(text: str) -> float:
+    """1e999 is infinite to Python, which writes it as `Infinity`: nobody could read the index any more."""
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text[:20]} is no number")
+    return number
 
 
 def _no_constant(name: str) -> object:
@@ -122,13 +134,15 @@ def parse(data: object, where: str) -> WheelManifest:
     file = text["wheel_file"]
     if not file or len(file) > 255 or not _WHEEL_FILE.fullmatch(file):
         raise ManifestError(f"{where}: wheel_file {file[:80]!r} is not the name of a wheel")
+    if math.prod(part.count(".") + 1 for part in file[: -len(".whl")].rsplit("-", 3)[1:]) > _MOST_TAGS:
+        raise ManifestError(f"{where}: wheel_file {file[:80]!r} has more than {_MOST_TAGS} tags")
     sha256 = text["wheel_sha256"].lower()
     if sha256 and not SHA256.fullmatch(sha256):
         raise ManifestError(f"{where}: wheel_sha256 is not a sha256")
     schema, size = data.get("schema"), data.get("size")
     if schema is not None and (type(schema) is not int or schema > SCHEMA):
-        raise ManifestError(f"{where}: schema {schema!r} is newer than this sagewheels", "Update sagewheels")
-    if size is not None and (type(size) is not int or size < 0):
+        raise ManifestError(f"{where}: schema {schema!r:.40} is newer than this sagewheels", "Update sagewheels")
+    if size is not None and (type(size) is not int or not 0 <= size <= _MOST_BYTES):
         raise ManifestError(f"{where}: size is not a number of bytes")
     name, version = file.split("-", 2)[:2]
     return WheelManifest(
@@ -164,7 +178,7 @@ def _text(data: Mapping[str, Any], key: str, where: str) -> str:
 
 def _release(text: str, key: str, where: str) -> str:
     """`12.8`, or nothing."""
-    if text and not re.fullmatch(r"\d{1,5}(\.\d{1,5}){0,3}", text):
+    if text and not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,5}){0,3}", text):
         raise ManifestError(f"{where}: {key} {text[:20]!r} is not a version in numbers")
     return text
 
@@ -201,7 +215,7 @@ def _archs(data: Mapping[str, Any], text: Mapping[str, str], where: str) -> tupl
 def _cuda_of(torch: str, index: str, version: str) -> str:
     """CUDA version from `2.8.0+cu128`, from the index address, or from the wheel's local version; else empty."""
     for text in (torch.partition("+")[2], index.rstrip("/").rpartition("/")[2], version.partition("+")[2]):
-        found = re.match(r"cu(\d\d)(\d)(?!\d)", text)
+        found = re.match(r"cu([0-9][0-9])([0-9])(?!\d)", text)
         if found:
             return f"{found[1]}.{found[2]}"
     return ""

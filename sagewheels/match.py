@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import lru_cache
 
 from packaging.version import InvalidVersion, Version
@@ -14,7 +15,7 @@ from sagewheels import bad
 from sagewheels.arch import Arch, covers, parse_list
 from sagewheels.bad import Marks
 from sagewheels.errors import UsageError
-from sagewheels.manifest import WheelManifest
+from sagewheels.manifest import WheelManifest, when
 
 Modules = Mapping[Arch, tuple[str, ...]]
 """The extension modules that a GPU of each arch needs."""
@@ -110,7 +111,7 @@ def rank(candidates: Iterable[WheelManifest], wanted: Wanted) -> list[Verdict]:
     return sorted((judge(candidate, wanted) for candidate in candidates), key=lambda v: _merit(v, wanted), reverse=True)
 
 
-def _merit(verdict: Verdict, wanted: Wanted) -> tuple[bool, bool, bool, bool, bool, str, str]:
+def _merit(verdict: Verdict, wanted: Wanted) -> tuple[bool, bool, bool, bool, bool, datetime, str]:
     candidate = verdict.candidate
     proven_on = {proof.arch for proof in candidate.proofs}
     return (
@@ -119,7 +120,7 @@ def _merit(verdict: Verdict, wanted: Wanted) -> tuple[bool, bool, bool, bool, bo
         bool(proven_on),
         not candidate.stable_torch,
         {arch.plain for arch in candidate.archs} == set(wanted.archs),
-        candidate.created_at_utc,
+        when(candidate.created_at_utc),
         candidate.wheel_file,
     )
 
@@ -224,13 +225,13 @@ def _glibc(candidate: WheelManifest, wanted: Wanted) -> Iterable[str]:
 
 def _too_new(candidate: WheelManifest, wanted: Wanted) -> str:
     """The glibc that it needs, by its manifest or by the oldest of its manylinux tags, where the machine's is older."""
-    tagged = "" if _suits(candidate.tags, wanted.tags) else _tagged_glibc(candidate.tags[2])
+    tagged = "" if _suits(candidate.tags, wanted.tags) else tagged_glibc(candidate.tags[2])
     needs = max(candidate.glibc, tagged, key=_release)
     return needs if wanted.glibc and _release(needs) > _release(wanted.glibc) else ""
 
 
 @lru_cache(maxsize=1024)
-def _tagged_glibc(platform: str) -> str:
+def tagged_glibc(platform: str) -> str:
     """`2.34` for `manylinux_2_34_x86_64`, the oldest of many; empty for another tag."""
     return min((f"{major}.{minor}" for major, minor in _MANYLINUX.findall(platform)), key=_release, default="")
 

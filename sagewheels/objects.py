@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewheels import ui
+from sagewheels.files import sweep, unfinished
 from sagewheels.manifest import SHA256
 from sagewheels.wheel import file_hash
 
@@ -70,18 +69,18 @@ class Objects:
         text = json.dumps({"schema": _SCHEMA, **asdict(entry)}, indent=1, sort_keys=True)
         name = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
         place = self._folder / key[:2] / key / name
-        part = place.with_name(f".{name}.{os.getpid()}.{threading.get_ident()}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(made, part)
-            # By its content: who compiles the same at the same time may get another one.
-            part.replace(place.with_name(f"{entry.object}.o"))
-            part.write_text(text, encoding="utf-8")
-            # Last: whoever sees the entry sees its object too.
-            part.replace(place.with_suffix(".json"))
+            sweep(place.parent)
+            with unfinished(place.parent) as part:
+                shutil.copyfile(made, part.name)
+                # By its content: who compiles the same at the same time may get another one.
+                Path(part.name).replace(place.with_name(f"{entry.object}.o"))
+            with unfinished(place.parent) as part:
+                Path(part.name).write_text(text, encoding="utf-8")
+                # Last: whoever sees the entry sees its object too.
+                Path(part.name).replace(place.with_suffix(".json"))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
             if not self._is_told.is_set():
                 self._is_told.set()
                 ui.warn(

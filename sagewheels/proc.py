@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,13 @@ _REMEDIES = {
 }
 
 
+_NO_ROOM = os.strerror(errno.ENOSPC)
 _running: set[subprocess.Popen[str]] = set()
 """For `end_all`: what a thread waits for, nobody else can end."""
+
+
+_held: set[int] = set()
+"""Descriptors of the locks that this run holds: see `holding`."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,20 @@ def run(
     timeout: float | None = None,
     error: type[SageError] | None = None,
     input: str | None = None,
+    writes: bool = False,
 ) -> Result:
     """Runs `argv` to its end and returns what it printed; `input` is what it reads from stdin, which is else empty.
 
-    Raises UsageError when the program is missing, and `error`, if given, when it fails or outlasts `timeout` seconds.
+    `writes`: it changes what our locks guard, so it holds them too, and the next run waits should it outlive this one.
+
+    Raises UsageError when the program is missing, and `error`, if given, when it fails or outlasts `timeout` seconds;
+    UsageError too where it says that the disk is full.
     """
     args = tuple(str(part) for part in argv)
+    held = tuple(_held) if writes else ()
     stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
-    with _session(args, env=env, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with _session(args, env=env, cwd=cwd, held=held, **pipes) as process:
         try:
             out, err = process.communicate(input, timeout=timeout)
             result = Result(args, process.returncode, out, err)
@@ -85,6 +96,11 @@ def run(
             # At once: who has not ended by now may also ignore to be asked.
             _signal(process, signal.SIGKILL)
             result = Result(args, -signal.SIGKILL, "", f"did not end within {timeout:.3g} s", worked)
+    if error and result.code and _NO_ROOM in result.err + result.out:
+        line = next(line.strip() for line in (result.err + result.out).splitlines() if _NO_ROOM in line)
+        raise UsageError(
+            f"{Path(args[0]).name} {_verb(args)}failed: the disk is full: {line}", "Free some space and try again"
+        )
     if error and result.code:
         raise error(f"{Path(args[0]).name} {_verb(args)}failed ({ending(result.code)}): {result.last_line}")
     return result
@@ -119,6 +135,7 @@ def _session(
     stdout: IO[str] | int,
     stderr: int,
     stdin: int = subprocess.DEVNULL,
+    held: Collection[int] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """A program in a session of its own, of which nothing is left when the block ends: compilers are grandchildren."""
     try:
@@ -132,6 +149,7 @@ def _session(
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=held,
         )
     except OSError as problem:
         if problem.errno not in _NO_PROGRAM or (cwd and not cwd.is_dir()):
@@ -153,6 +171,19 @@ def _session(
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe:
                 pipe.close()
+
+
+@contextmanager
+def holding(lock: int) -> Iterator[None]:
+    """While the block lasts, programs that write hold this lock's descriptor too.
+
+    Not every program: a compiler cache leaves a server behind, which would hold it for ever.
+    """
+    _held.add(lock)
+    try:
+        yield
+    finally:
+        _held.discard(lock)
 
 
 def end_all() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import shutil
 import signal
 import traceback
 from collections.abc import Collection, Iterator, Sequence
@@ -13,7 +15,7 @@ from types import FrameType
 from invoke.context import Context
 from invoke.exceptions import Exit
 
-from sagewheels import config
+from sagewheels import config, files
 from sagewheels.errors import Interrupted, SageError, UsageError
 from sagewheels.job import Job
 
@@ -27,7 +29,7 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
 
     Invoke's own `--dry` counts as `dry_run`; None says that the task has no dry run.
     """
-    logs = Path("logs")
+    logs, places = Path("logs"), list[Path]()
     signal.signal(signal.SIGTERM, _stop)
     try:
         if context.config.run.dry and dry_run is None:
@@ -35,6 +37,7 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
         dry_run = bool(dry_run or context.config.run.dry)
         settings = config.load(flags=flags)
         logs = settings.log_dir
+        places = [settings.work_dir, settings.wheelhouse_dir, settings.log_dir]
         run = Job(settings, dry_run=dry_run)
         if dry_run or not locked:
             yield run
@@ -46,7 +49,12 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
     except KeyboardInterrupt:
         raise Interrupted("interrupted: run the same command again, it goes on where it can") from None
     except OSError as error:
-        # A full disk, a folder that is not ours: a fact of the machine, not a bug.
+        if error.errno in files.FULL:
+            raise _full(error, places) from None
+        if "temporary directory" in (error.strerror or ""):  # what Python says of full disks, among others
+            what = f"no temporary file can be written: {error.strerror}"
+            raise UsageError(what, "Free some space, or set TMPDIR") from None
+        # A folder that is not ours: a fact of the machine, not a bug.
         where = f"{error.filename}: " if error.filename else ""
         raise SageError(f"{where}{error.strerror or error}", f"Mend that and run it again. {_kept(logs)}") from None
     except Exception as error:
@@ -76,6 +84,15 @@ def refuse_flags_of_many(words: Sequence[str], tasks: Collection[str]) -> None:
 def _stop(_signal: int, _frame: FrameType | None) -> None:
     """SIGTERM ends like Ctrl-C does, so that children end and temporary files go."""
     raise KeyboardInterrupt
+
+
+def _full(error: OSError, places: Sequence[Path]) -> SageError:
+    """Which disk is full. A write names no file: then it is where no room is left, if that can be seen."""
+    if error.filename:
+        return files.explained(error, Path(os.fsdecode(error.filename)))
+    used_up = [place for place in places if place.is_dir() and not shutil.disk_usage(place).free]
+    where = ", ".join(map(str, used_up)) or f"the output, a temporary file, or one below {', '.join(map(str, places))}"
+    return UsageError(f"{where} cannot be written: the disk is full", "Free some space and try again")
 
 
 def _kept(logs: Path) -> str:

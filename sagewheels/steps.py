@@ -212,6 +212,8 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
 
     Raises SmokeFailed. None in a dry run.
     """
+    if not job.dry_run:
+        job.target = _finished(job)
     state = installed.read_state(job.settings, job.target, job.recipe)
     if job.recipe.name not in job.target.versions:
         raise UsageError(f"{job.recipe.name} is not installed in {job.target.prefix}", "Run install or auto first")
@@ -259,6 +261,12 @@ def _failed(job: Job, made: Made | None, state: dict[str, Any], outcome: smoke.O
     if made:
         marking.record(job, made[1], str(state.get("sha256")), outcome.faults, found)
     return SmokeFailed(f"smoke failed: {outcome.failures[0]}", f"{words}; the wheel is not proven")
+
+
+def _finished(job: Job) -> Target | None:
+    """The target after what was cut off there has been ended; to be asked for all facts anew if anything was."""
+    after = installed.finish(job.settings, job.target, job.recipe)
+    return job.target if after is job.target else None
 
 
 def _gpus(job: Job) -> str:

@@ -38,7 +38,7 @@ class Table:
         value: str = self._get(key, str, default)
         if not value and value != default:
             raise UsageError(f"{self.where(key)} is empty")
-        return value
+        return self._plain(key, value)
 
     def whole(self, key: str, default: int | None = None) -> int:
         """A positive whole number."""
@@ -67,9 +67,15 @@ class Table:
         """A key of this table that is itself a version in numbers."""
         return self._release(key, key)
 
+    def _plain(self, key: str, value: str) -> str:
+        """The text, which goes into paths, arguments and lines on a terminal."""
+        if not value.isprintable():
+            raise UsageError(f"{self.where(key)} holds control characters", "Write it on one line, as plain text")
+        return value
+
     def _release(self, key: str, value: str) -> str:
-        if value and not re.fullmatch(r"\d+(\.\d+)*", value):
-            raise UsageError(f"{self.where(key)}: {value!r} is not a version such as 12.8")
+        if value and not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,5}){0,5}", value):
+            raise UsageError(f"{self.where(key)}: {value[:40]!r} is not a version such as 12.8")
         return value
 
     def number(self, key: str) -> float:
@@ -90,7 +96,7 @@ class Table:
         value = self._get(key, list, default)
         if not all(isinstance(item, str) for item in value):
             raise UsageError(f"{self.where(key)} must be a list of text")
-        return tuple(value)
+        return tuple(self._plain(key, item) for item in value)
 
     def listed(self, key: str) -> list[Table]:
         """The tables of a `[[key]]`, by their number from 1; none when it is missing."""

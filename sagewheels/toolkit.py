@@ -120,10 +120,16 @@ def _home_of(settings: Settings, nvcc: Path) -> Path:
 def _nvcc(settings: Settings, home: Path) -> tuple[str, str]:
     """`13.0` and `V13.0.88` of a toolkit. Raises UsageError when nvcc does not say."""
     done = proc.run([home / "bin" / "nvcc", "--version"], env=settings.environ, timeout=_SECONDS)
-    version = re.search(r"release (\d+\.\d+), (V[\d.]+)", done.out)
+    version = release(done.out)
     if not version:
-        raise UsageError(f"{home}/bin/nvcc does not say its version ({done.last_line})")
-    return version[1], version[2]
+        raise UsageError(f"{home}/bin/nvcc does not say its version ({done.last_line[:120]})")
+    return version
+
+
+def release(text: str) -> tuple[str, str] | None:
+    """`13.0` and `V13.0.88` in what nvcc says of itself."""
+    found = re.search(r"release ([0-9]{1,4}\.[0-9]{1,4}), (V[0-9.]{1,40})", text)
+    return (found[1], found[2]) if found else None
 
 
 def cxx(settings: Settings) -> list[str]:

@@ -1,4 +1,7 @@
-"""What people see: one line per fact, tables, a live status line where there is a terminal."""
+"""What people see: one line per fact, tables, a live status line where there is a terminal.
+
+Much of it comes from files that others wrote: no escape sequence of theirs reaches the terminal.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from sagewheels.errors import plain
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -17,12 +22,12 @@ _STYLES = {"ok": "green", "note": "yellow", "bad": "bold red", "fits": "green", 
 
 def say(topic: str, text: str) -> None:
     """One greppable line: `[fetch] ...`, written at once, since threads of a build say something too."""
-    print(f"[{topic}] {text}\n", end="", flush=True)
+    print(f"[{topic}] {plain(text)}\n", end="", flush=True)
 
 
 def warn(topic: str, text: str) -> None:
     """One line on stderr for what the user should know, though the work goes on."""
-    print(f"[{topic}] warning: {text}\n", end="", file=sys.stderr, flush=True)
+    print(f"[{topic}] warning: {plain(text)}\n", end="", file=sys.stderr, flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -34,11 +39,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
     live = sys.stdout.isatty()
     frame = box.SIMPLE_HEAD if live else box.MARKDOWN
-    grid = Table(title=Text(title), title_justify="left", title_style="bold", box=frame, show_edge=not live)
+    grid = Table(title=Text(plain(title)), title_justify="left", title_style="bold", box=frame, show_edge=not live)
     for column in columns:
-        grid.add_column(Text(column), overflow="fold")
+        grid.add_column(Text(plain(column)), overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        grid.add_row(*(Text(plain(cell), style=_STYLES.get(cell, "")) for cell in row))
     console = Console(width=None if live else _PIPE_WIDTH, highlight=False)
     with console.capture() as drawn:
         console.print(grid)
@@ -76,7 +81,7 @@ class Progress:
     def update(self, text: str) -> None:
         """Shows `text` with the time that has passed; in a log says nothing when the last line is too fresh."""
         now = time.monotonic()
-        line = f"[{self._topic}] {text}, {duration(now - self._start)}"
+        line = f"[{self._topic}] {plain(text)}, {duration(now - self._start)}"
         if self._live:
             from rich.text import Text
 

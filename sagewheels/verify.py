@@ -46,7 +46,7 @@ def check(path: Path, manifest: WheelManifest, wanted: Wanted, recipe: Recipe) -
     found = wheel.inspect(path, recipe.package)
     stable(found, manifest)
     _binaries(found, manifest, wanted, recipe)
-    _libraries(found, wanted)
+    _libraries(found, manifest, wanted)
     return found
 
 
@@ -59,12 +59,17 @@ def stable(found: Wheel, manifest: WheelManifest) -> None:
 def _binaries(found: Wheel, manifest: WheelManifest, wanted: Wanted, recipe: Recipe) -> None:
     """The archs in the binaries are those of the manifest, and each needed extension runs on the wanted archs."""
     claimed = manifest.data.get("extensions")
+    if claimed is not None and not isinstance(claimed, dict):
+        raise Refused(f"{found.path.name}: the extensions in its manifest are no table of archs")
     if isinstance(claimed, dict):
         real = {name: [str(one) for one in archs] for name, archs in found.held.items()}
         for name in sorted({*claimed, *real}):
             if claimed.get(name) != real.get(name):
                 what = f"{name} holds {real.get(name, 'nothing')}, its manifest says {claimed.get(name, 'nothing')}"
                 raise Refused(f"{found.path.name}: {what}")
+        for one in manifest.archs:
+            if not any(one in archs for archs in found.held.values()):
+                raise Refused(f"{found.path.name}: its manifest says that it is for {one}, which no binary holds")
     for gpu in wanted.archs:
         rule = recipe.archs.get(gpu) or next((one for one in recipe.archs.values() if one.cubin.runs_on(gpu)), None)
         for name in rule.extensions if rule else ():
@@ -74,8 +79,12 @@ def _binaries(found: Wheel, manifest: WheelManifest, wanted: Wanted, recipe: Rec
                 raise Refused(f"{found.path.name}: {name} holds {holds}, which does not run on {gpu}")
 
 
-def _libraries(found: Wheel, wanted: Wanted) -> None:
+def _libraries(found: Wheel, manifest: WheelManifest, wanted: Wanted) -> None:
     """The libraries that the binaries need are there: this glibc, torch's CUDA, and nothing unheard of."""
+    promised = {"its manifest says": manifest.glibc, "its tag says": match.tagged_glibc("-".join(found.tags))}
+    for who, glibc in promised.items():
+        if glibc and _numbers(found.glibc) > _numbers(glibc):
+            raise Refused(f"{found.path.name} needs GLIBC_{found.glibc}, {who} {glibc[:20]}")
     if wanted.glibc and found.glibc and _numbers(found.glibc) > _numbers(wanted.glibc):
         raise Refused(f"{found.path.name} needs GLIBC_{found.glibc}, this machine has {wanted.glibc}")
     major = wanted.cuda.partition(".")[0]
@@ -89,4 +98,4 @@ def _libraries(found: Wheel, wanted: Wanted) -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text))
+    return tuple(int(part) for part in re.findall(r"[0-9]{1,6}", text))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sagewheels.errors import StoreError
-from sagewheels.store.files import arriving, copy
-from sagewheels.store.tries import Trouble, busy, insist, meaning, status_text
+from sagewheels.files import arriving, copy
+from sagewheels.store.tries import Pace, Trouble, busy, insist, meaning, status_text
 
 if TYPE_CHECKING:
     import requests
@@ -25,6 +26,7 @@ TIMEOUT = (10.0, 30.0)
 """Seconds for a connection, and of silence."""
 
 _LARGEST = 64 << 20
+_LARGEST_FILE = 8 << 30
 _LARGEST_MANIFEST = 4 << 20
 _CHUNK = 1 << 20
 _PORTS = {"http": 80, "https": 443}
@@ -48,16 +50,26 @@ class Web:
         self._home, self._sign, self._timeout, self._pause = home, sign, timeout, pause
         self._session: requests.Session | None = None
 
-    def ask(self, url: str, failed: str, largest: int = _LARGEST) -> tuple[requests.Response, bytes]:
-        """The answer, of whatever status, and all of its body. Raises StoreError, beginning with `failed`."""
+    def ask(
+        self,
+        url: str,
+        failed: str,
+        largest: int = _LARGEST,
+        *,
+        check: Callable[[requests.Response, bytes], None] | None = None,
+    ) -> tuple[requests.Response, bytes]:
+        """The answer, of whatever status, and all of its body. Raises StoreError, beginning with `failed`.
+
+        `check` raises Trouble for what did not arrive as it was sent, and is then asked for again.
+        """
 
         def once() -> tuple[requests.Response, bytes]:
             content = bytearray()
             with self._get(url) as answer:
-                for chunk in answer.iter_content(_CHUNK):
+                for chunk in _body(answer, largest):
                     content += chunk
-                    if len(content) > largest:
-                        raise Trouble(f"the answer is larger than {largest >> 20} MiB", final=True)
+            if check:
+                check(answer, bytes(content))
             return answer, bytes(content)
 
         return insist(self._at_host(failed), once, self._pause)
@@ -78,7 +90,7 @@ class Web:
             with arriving(to) as target, self._get(url, {"Accept-Encoding": "identity"}) as answer:
                 check(answer)
                 total, done = _length(answer), 0
-                for chunk in answer.iter_content(_CHUNK):
+                for chunk in _body(answer, _LARGEST_FILE):
                     done += target.write(chunk)
                     if progress:
                         progress(done, total)
@@ -94,6 +106,7 @@ class Web:
     def _get(self, url: str, headers: dict[str, str] | None = None) -> Iterator[requests.Response]:
         """One answer to one request; raises Trouble for all that goes wrong on the way, and for a busy server."""
         import requests
+        from urllib3.exceptions import HTTPError
 
         self._session = self._session or self._opened()
         try:
@@ -106,7 +119,7 @@ class Web:
                 raise trouble
             try:
                 yield answer
-            except requests.RequestException as error:
+            except (requests.RequestException, HTTPError) as error:
                 raise _told(error) from None
 
     def _opened(self) -> requests.Session:
@@ -178,6 +191,18 @@ def _web(url: str, timeout: tuple[float, float], pause: Callable[[float], None])
     return Web(url, sign=HTTPBasicAuth(name, word) if name or word else None, timeout=timeout, pause=pause)
 
 
+def _body(answer: requests.Response, largest: int) -> Iterator[bytes]:
+    """The body in pieces, as they come. Raises Trouble for one that is too large, or slower than `Pace` allows."""
+    pace, done = Pace(), 0
+    # requests' own iteration returns when a piece is full: to a byte now and then it would listen for days.
+    while chunk := answer.raw.read1(_CHUNK, decode_content=True):
+        pace.arrived(len(chunk))
+        done += len(chunk)
+        if done > largest:
+            raise Trouble(f"the answer is larger than {largest >> 20} MiB", final=True)
+        yield chunk
+
+
 def _demand(answer: requests.Response, url: str) -> None:
     if answer.status_code >= 400:
         raise StoreError(f"WHEEL_URL: {shown(url)} answered {status_text(answer.status_code)}", "Check WHEEL_URL")
@@ -193,9 +218,9 @@ def _told(error: Exception) -> Trouble:
 
     if isinstance(error, (ValueError, requests.TooManyRedirects)):
         return Trouble("the address, or one that it redirects to, cannot be used", final=True)
-    if isinstance(error, requests.RequestException):
-        return Trouble(meaning(error))
-    return Trouble(str(error), final=True)
+    if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+        return Trouble(str(error), final=True)
+    return Trouble(meaning(error))
 
 
 def _path(url: str) -> Path:
@@ -211,4 +236,4 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 def _length(answer: requests.Response) -> int:
     """The bytes that are to come, 0 when nobody said."""
     text = answer.headers.get("Content-Length") or ""
-    return int(text) if text.isdecimal() and not answer.headers.get("Content-Encoding") else 0
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) and not answer.headers.get("Content-Encoding") else 0

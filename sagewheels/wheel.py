@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import hashlib
-import io
-import lzma
 import re
 import shutil
-import stat
 import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from email.parser import HeaderParser
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from elftools.common.exceptions import ELFError
-from elftools.elf.dynamic import DynamicSection
+from elftools.elf.dynamic import DynamicSection, DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
-from elftools.elf.sections import SymbolTableSection
+from elftools.elf.sections import Section, SymbolTableSection
 
-from sagewheels import arch, proc, stableabi
+from sagewheels import arch, archive, contents, proc, stableabi
 from sagewheels.arch import Arch
 from sagewheels.errors import Refused, UsageError
 
-_MOST_BYTES = 2_000_000_000
-"""More than this unpacked is no attention wheel: upstream's largest is 23 MB packed."""
-_CUBIN = re.compile(r"\bsm_(\d+[af]?)\b")
+_CUBIN = re.compile(r"\bsm_([0-9]+[af]?)\b")
+_MACHINES = {("EM_X86_64", True): "x86_64", ("EM_AARCH64", True): "aarch64"}
+_LOADED = {"DT_SYMTAB": "SHT_DYNSYM", "DT_VERNEED": "SHT_GNU_verneed"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +32,7 @@ class Extension:
     """One extension module: archs of its cubins, PTX included, libraries and symbols it needs, newest GLIBC symbol."""
 
     module: str
+    machine: str
     archs: tuple[Arch, ...]
     needed: tuple[str, ...]
     glibc: str
@@ -91,102 +84,29 @@ def file_hash(path: Path) -> tuple[str, int]:
 def inspect(path: Path, package: str) -> Wheel:
     """The facts of the wheel at `path`, whose importable package is `package`.
 
-    Raises Refused, with the reason, when it is not a wheel that can be installed without harm: not a zip, a member
-    outside the package, a RECORD that lies, metadata of another package, binaries that cannot be read, or that need
-    more of Python than the tag abi3 promises.
+    Raises Refused, with the reason, when it is not a wheel that can be installed without harm: not a zip that all
+    programs read alike, a member outside the package, a RECORD that lies, metadata of another package, binaries that
+    cannot be read, are of another machine, or need more of Python than the tag abi3 promises.
     """
     sha256, size = file_hash(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _members(archive, path.name, package)
-            info = _dist_info(archive, path.name)
-            _record(archive, info, path.name)
-            _no_programs(archive, info, path.name)
-            name, version = _metadata(archive, info, path.name)
-            tags = _tags(archive, info, path.name)
-            extensions = dict(_extensions(archive, package))
-            _limited(tags, extensions, path.name)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        csv.Error,
-        EOFError,
-        OSError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-    ) as error:
-        raise Refused(f"{path.name} is not a readable zip archive ({error})") from None
+    with archive.opened(path) as wheel, tempfile.TemporaryDirectory(prefix="sagewheels-inspect-") as folder:
+        info = contents.check(wheel, package)
+        modules = contents.record(wheel, info, Path(folder))
+        contents.no_entry_points(wheel, info)
+        name, version = contents.metadata(wheel, info)
+        tags = contents.tags(wheel, info)
+        extensions = dict(_extensions(modules, package, path.name))
+    _of_machine(tags, extensions, path.name)
+    _limited(tags, extensions, path.name)
     return Wheel(path=path, sha256=sha256, size=size, name=name, version=version, tags=tags, extensions=extensions)
 
 
-def _members(archive: zipfile.ZipFile, file: str, package: str) -> None:
-    """Every member lies in the package or in one dist-info folder, once, as a plain file of a sane size."""
-    seen: set[str] = set()
-    for item in archive.infolist():
-        parts = PurePosixPath(item.filename).parts
-        if item.filename.startswith("/") or "\\" in item.filename or ".." in parts or not parts:
-            raise Refused(f"{file} holds {item.filename!r}, which lies outside of it")
-        if item.filename.rstrip("/") != str(PurePosixPath(item.filename)):
-            raise Refused(f"{file} holds {item.filename!r}, which is another spelling of {'/'.join(parts)}")
-        if item.filename in seen:
-            raise Refused(f"{file} holds {item.filename} twice")
-        seen.add(item.filename)
-        if stat.S_ISLNK(item.external_attr >> 16):
-            raise Refused(f"{file} holds the symbolic link {item.filename}")
-        if parts[0] != package and not parts[0].endswith(".dist-info"):
-            raise Refused(f"{file} would install {item.filename}, outside of the package {package}")
-    if sum(item.file_size for item in archive.infolist()) > _MOST_BYTES:
-        raise Refused(f"{file} would unpack to more than {_MOST_BYTES} bytes")
-
-
-def _dist_info(archive: zipfile.ZipFile, file: str) -> str:
-    name, version = file.split("-", 2)[:2]
-    folders = {item.split("/", 1)[0] for item in archive.namelist() if item.split("/", 1)[0].endswith(".dist-info")}
-    if folders != {f"{name}-{version}.dist-info"}:
-        raise Refused(f"{file} has {', '.join(sorted(folders)) or 'no dist-info'}, not {name}-{version}.dist-info")
-    return folders.pop()
-
-
-def _record(archive: zipfile.ZipFile, info: str, file: str) -> None:
-    """RECORD lists every file but itself, with its true sha256 and size. Source: the wheel format specification."""
-    listed = {row[0]: row for row in csv.reader(io.StringIO(_text(archive, f"{info}/RECORD", file))) if len(row) == 3}
-    present = {item for item in archive.namelist() if not item.endswith("/")}
-    odd = {f"{info}/RECORD", f"{info}/RECORD.jws", f"{info}/RECORD.p7s"}
-    if present - odd != set(listed) - odd:
-        wrong = sorted((present - odd) ^ (set(listed) - odd))
-        raise Refused(f"{file}: RECORD and content differ in {wrong[0]}")
-    for name in sorted(present - odd):
-        content = archive.read(name)
-        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-        if listed[name][1] != f"sha256={digest}" or listed[name][2] != str(len(content)):
-            raise Refused(f"{file}: {name} is not what RECORD says")
-
-
-def _no_programs(archive: zipfile.ZipFile, info: str, file: str) -> None:
-    """Entry points become programs in bin/, where one called pip or torchrun would replace the real one."""
-    name = f"{info}/entry_points.txt"
-    if name in archive.namelist() and re.search(r"^\s*\[\s*(console|gui)_scripts", _text(archive, name, file), re.M):
-        raise Refused(f"{file} would install programs, which a package of kernels has no use for")
-
-
-def _metadata(archive: zipfile.ZipFile, info: str, file: str) -> tuple[str, str]:
-    head = HeaderParser().parsestr(_text(archive, f"{info}/METADATA", file))
-    name, version = str(head["Name"] or ""), str(head["Version"] or "")
-    if [re.sub(r"[-_.]+", "_", name).lower(), version] != file.split("-", 2)[:2]:
-        raise Refused(f"{file}: METADATA is of {name or 'nothing'} {version}")
-    return name, version
-
-
-def _tags(archive: zipfile.ZipFile, info: str, file: str) -> tuple[str, ...]:
-    head = HeaderParser().parsestr(_text(archive, f"{info}/WHEEL", file))
-    tags = tuple(sorted(str(tag) for tag in head.get_all("Tag") or ()))
-    parts = [part.split(".") for part in file[: -len(".whl")].rsplit("-", 3)[1:]]
-    named = sorted("-".join((python, abi, place)) for python in parts[0] for abi in parts[1] for place in parts[2])
-    if list(tags) != named:
-        raise Refused(f"{file}: WHEEL has the tags {', '.join(tags) or 'none'}")
-    return tags
+def _of_machine(tags: tuple[str, ...], extensions: Mapping[str, Extension], file: str) -> None:
+    """The binaries are of the machine in the tags, which need not name one."""
+    for tag in tags:
+        for name, item in extensions.items():
+            if not tag.endswith(("-any", f"_{item.machine}")):
+                raise Refused(f"{file} is tagged {tag}, but {name} is for {item.machine}")
 
 
 def _limited(tags: tuple[str, ...], extensions: Mapping[str, Extension], file: str) -> None:
@@ -199,34 +119,25 @@ def _limited(tags: tuple[str, ...], extensions: Mapping[str, Extension], file: s
             raise Refused(f"{file} is tagged abi3, but {what}")
 
 
-def _text(archive: zipfile.ZipFile, name: str, file: str) -> str:
-    try:
-        return archive.read(name).decode("utf-8")
-    except (KeyError, UnicodeDecodeError):
-        raise Refused(f"{file} has no readable {name.rsplit('/', 1)[-1]}") from None
-
-
-def _extensions(archive: zipfile.ZipFile, package: str) -> Iterator[tuple[str, Extension]]:
-    """Each shared library of the package, read as ELF and listed by cuobjdump."""
+def _extensions(modules: Mapping[str, Path], package: str, file: str) -> Iterator[tuple[str, Extension]]:
+    """Each extension module, read as ELF and listed by cuobjdump."""
     seen: set[str] = set()
-    with tempfile.TemporaryDirectory(prefix="sagewheels-inspect-") as folder:
-        for item in archive.infolist():
-            if item.filename.endswith(".so"):
-                place = Path(folder) / PurePosixPath(item.filename).name
-                with archive.open(item) as source, place.open("wb") as target:
-                    shutil.copyfileobj(source, target)
-                module = item.filename[len(package) + 1 :].split(".", 1)[0].replace("/", ".")
-                if module in seen:
-                    raise Refused(f"{PurePosixPath(archive.filename or '').name} holds the module {module} twice")
-                seen.add(module)
-                yield module, _extension(place, module)
+    for name, place in modules.items():
+        module = name[len(package) + 1 :].split(".", 1)[0].replace("/", ".")
+        if module in seen:
+            raise Refused(f"{file} holds the module {module} twice")
+        seen.add(module)
+        yield module, _extension(place, module)
 
 
 def _extension(path: Path, module: str) -> Extension:
     try:
         with path.open("rb") as stream:
             elf = ELFFile(stream)
+            if elf.elfclass != 64:
+                raise ValueError("it is for 32 bits")
             sections = list(elf.iter_sections())
+            _as_loaded(elf, sections)
             needed = [tag.needed for one in sections if isinstance(one, DynamicSection) for tag in _needed(one)]
             versions = [one for one in sections if isinstance(one, GNUVerNeedSection)]
             names = [aux.name for one in versions for _, each in one.iter_versions() for aux in each]
@@ -234,17 +145,40 @@ def _extension(path: Path, module: str) -> Extension:
             symbols = [symbol for one in tables for symbol in one.iter_symbols()]
             cxx11 = any("__cxx11" in symbol.name for symbol in symbols)
             undefined = {symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name}
+            machine = _MACHINES.get((elf["e_machine"], elf.little_endian), "another machine")
     except (ELFError, OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
         raise Refused(f"{path.name} is not a readable ELF file ({error})") from None
-    glibc = [name[6:] for name in names if re.fullmatch(r"GLIBC_\d+(\.\d+)*", name)]
+    glibc = [name[6:] for name in names if re.fullmatch(r"GLIBC_[0-9]{1,6}(\.[0-9]{1,6})*", name)]
     return Extension(
         module=module,
+        machine=machine,
         archs=cubins(path),
         needed=tuple(sorted(needed)),
         glibc=max(glibc, key=_release, default=""),
         abi="cxx11" if cxx11 else "",
         undefined=tuple(sorted(undefined)),
     )
+
+
+def _as_loaded(elf: ELFFile, sections: Sequence[Section]) -> None:
+    """The sections, which are read here, are of what the loader follows, which never looks at them. Raises ValueError.
+
+    Without this, a binary could show one list of libraries and symbols, and need another.
+    """
+    dynamic = next((one for one in elf.iter_segments() if isinstance(one, DynamicSegment)), None)
+    if elf["e_type"] != "ET_DYN" or dynamic is None:
+        raise ValueError("it is no shared library")
+    loaded = {tag.entry.d_tag: tag.entry.d_val for tag in dynamic.iter_tags()}
+    for tag, kind in _LOADED.items():
+        shown = [one for one in sections if one["sh_type"] == kind]
+        places = [(one["sh_addr"], one["sh_offset"]) for one in shown]
+        if tag in loaded and places != [(loaded[tag], next(elf.address_offsets(loaded[tag]), None))]:
+            raise ValueError("its sections are not what is loaded")
+    own = [one["sh_offset"] for one in sections if isinstance(one, DynamicSection)]
+    if own != [dynamic["p_offset"]] or loaded.get("DT_VERNEEDNUM", 0) != sum(
+        one["sh_info"] for one in sections if isinstance(one, GNUVerNeedSection)
+    ):
+        raise ValueError("its sections are not what is loaded")
 
 
 def _needed(section: DynamicSection) -> Iterator[Any]:
@@ -264,14 +198,22 @@ def cuobjdump() -> Path:
 
 
 def cubins(path: Path) -> tuple[Arch, ...]:
-    """The archs of the cubins and PTX in a shared library, none for one without CUDA code."""
+    """The archs of the cubins and PTX in a shared library, none for one without CUDA code. Raises Refused."""
     found: set[Arch] = set()
     for option, ptx in (("--list-elf", ""), ("--list-ptx", "+PTX")):
         done = proc.run([cuobjdump(), option, path], timeout=300)
-        found.update(arch.parse(number + ptx) for number in _CUBIN.findall(done.out))
+        found |= listed_archs(done.out, ptx, path.name)
         if done.code and "does not contain device code" not in done.err + done.out:
             raise Refused(f"{path.name} cannot be read by cuobjdump: {done.last_line[:120]}")
     return tuple(sorted(found))
+
+
+def listed_archs(output: str, suffix: str, name: str) -> set[Arch]:
+    """The archs in a listing of cuobjdump. Raises Refused for one that nobody knows."""
+    try:
+        return {arch.parse(number + suffix) for number in _CUBIN.findall(output)}
+    except UsageError as error:
+        raise Refused(f"{name} cannot be understood: {error.what}") from None
 
 
 def _release(text: str) -> tuple[int, ...]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,9 @@ from sagewheels import bad, ui, wheel
 from sagewheels.bad import Mark
 from sagewheels.config import Settings
 from sagewheels.errors import SageError
+from sagewheels.files import arriving, copy
 from sagewheels.manifest import WheelManifest, loads
-from sagewheels.store.files import arriving
+from sagewheels.store.entries import encoded
 
 MARKS = "known-bad.json"
 """What smoke found bad on this machine, whether or not the store could be told."""
@@ -43,22 +42,16 @@ def of_build_key(settings: Settings, key: str) -> tuple[Path, WheelManifest] | N
 
 def keep(settings: Settings, path: Path, manifest: WheelManifest) -> Path:
     """Copies a wheel in, the manifest last: a manifest that is seen there has its wheel."""
-    settings.wheelhouse_dir.mkdir(parents=True, exist_ok=True)
     place = settings.wheelhouse_dir / manifest.wheel_file
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    shutil.copyfile(path, part)
-    part.replace(place)
+    copy(path, place)
     write_manifest(settings, manifest)
     return place
 
 
 def write_manifest(settings: Settings, manifest: WheelManifest) -> None:
     """Writes the manifest beside its wheel, whole or not at all."""
-    settings.wheelhouse_dir.mkdir(parents=True, exist_ok=True)
-    place = settings.wheelhouse_dir / f"{manifest.wheel_file}.json"
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
-    part.write_text(manifest.to_json(), encoding="utf-8")
-    part.replace(place)
+    with arriving(settings.wheelhouse_dir / f"{manifest.wheel_file}.json") as stream:
+        stream.write(encoded(manifest.to_json()))
 
 
 def raw_marks(settings: Settings) -> list[Any]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import atexit
 import base64
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -15,7 +17,10 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -28,6 +33,8 @@ for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLI
     os.environ.pop(_name, None)
 
 Answer = tuple[int, dict[str, str], bytes]
+FOR_EVER = sys.maxsize
+PAGE = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in to this network.</body></html>"
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 
 
@@ -48,11 +55,12 @@ class Repo:
 
 @dataclass
 class Trouble:
-    """What to do wrong, for how many more requests that match."""
+    """What to do wrong, for how many more requests that match, when so many others that match have passed."""
 
     pattern: str
     kind: str
     times: int
+    after: int = 0
 
 
 class Hub:
@@ -79,13 +87,19 @@ class Hub:
         self._server.shutdown()
         self._server.server_close()
 
-    def misbehave(self, pattern: str, kind: str, times: int = 1) -> None:
-        """Goes wrong for the next `times` requests whose `METHOD /path` matches.
+    def misbehave(self, pattern: str, kind: str, times: int = 1, after: int = 0) -> None:
+        """Goes wrong for the next `times` requests whose `METHOD /path` matches, once `after` of them have passed.
 
-        Kinds: truncate, corrupt, stall, hang (in the middle of the body), drop, lose (done, but the answer is lost),
-        lag, a status as text, or the address that is redirected to.
+        Kinds: truncate, corrupt, short (a Content-Length that is too small), stall, hang (in the middle of the body),
+        trickle (a byte now and then), endless, drop, lose (done, but the answer is lost), lag, garbage (no HTTP), loop
+        (a redirect to itself), portal (a web page with 200), empty (nothing with 200), the address that is redirected
+        to, or a status as text, with a Retry-After as `429 120` or, as a date, `429 @120`.
         """
-        self._troubles.append(Trouble(pattern, kind, times))
+        self._troubles.append(Trouble(pattern, kind, times, after))
+
+    def behave(self) -> None:
+        """Is well again."""
+        self._troubles.clear()
 
     def create(self, repo: str, files: dict[str, bytes] | None = None, *, kind: str = "dataset", **more: Any) -> Repo:
         """A repository with one commit."""
@@ -102,6 +116,9 @@ class Hub:
         with self._lock:
             for trouble in self._troubles:
                 if trouble.times > 0 and re.search(trouble.pattern, line):
+                    if trouble.after > 0:
+                        trouble.after -= 1
+                        continue
                     trouble.times -= 1
                     return trouble.kind
         return ""
@@ -267,6 +284,27 @@ def _problem(status: int, text: str, code: str = "") -> Answer:
     return answer
 
 
+def _instead(kind: str, endpoint: str, path: str) -> Answer | None:
+    """What somebody in between, or a Hub that is out of order, says without looking; None for a kind that looks."""
+    if "://" in kind or kind == "loop":
+        return 302, {"Location": (endpoint if kind == "loop" else kind) + path}, b""
+    if kind == "portal":
+        return 200, {"Content-Type": "text/html; charset=utf-8"}, PAGE
+    if kind == "empty":
+        return 200, {}, b""
+    return _status(kind) if kind[:3].isdigit() else None
+
+
+def _status(kind: str) -> Answer:
+    """A refusal such as `503`, `429 120` or, with the moment as a date, `429 @120`; 429 alone says 7 s."""
+    code, _, wait = kind.partition(" ")
+    status, headers, content = _problem(int(code), "out of order")
+    moment = datetime.now(timezone.utc) + timedelta(seconds=int(wait[1:] or 0) if wait.startswith("@") else 0)
+    wait = format_datetime(moment, usegmt=True) if wait.startswith("@") else wait
+    wait = wait or ("7" if code == "429" else "")
+    return status, {**headers, **({"Retry-After": wait} if wait else {})}, content
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -291,13 +329,12 @@ class _Handler(BaseHTTPRequestHandler):
         kind = hub.trouble(line)
         if kind == "stall":
             hub.closing.wait(hub.patience)
-        if kind in {"stall", "drop"}:
+        if kind == "garbage":
+            self.wfile.write(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+        if kind in {"stall", "drop", "garbage"}:
             self.close_connection = True
-        elif "://" in kind:
-            self._send(302, {"Location": kind + self.path}, b"")
-        elif kind.isdigit():
-            status, headers, content = _problem(int(kind), "out of order")
-            self._send(status, {**headers, **({"Retry-After": "7"} if kind == "429" else {})}, content)
+        elif instead := _instead(kind, hub.endpoint, self.path):
+            self._send(*instead)
         else:
             self._send(*hub.answer(self.command, self.path, body, token, kind == "lag"), kind)
 
@@ -307,18 +344,32 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "lose":
             self.close_connection = True
             return
+        length = {"Content-Length": str(len(content) // 2 if kind == "short" else len(content))}
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+        for name, value in {**headers, **({"Transfer-Encoding": "chunked"} if kind == "endless" else length)}.items():
             self.send_header(name, value)
         self.end_headers()
+        self.close_connection |= kind in {"truncate", "hang", "short", "trickle", "endless"}
         if kind in {"truncate", "hang"}:
-            content, self.close_connection = content[: len(content) // 2], True
+            content = content[: len(content) // 2]
         elif kind == "corrupt":
             content = bytes(byte ^ 1 for byte in content)
-        if self.command != "HEAD":
+        if kind == "endless":
+            self._slowly(itertools.repeat(b"%x\r\n%s\r\n" % (1 << 18, b"0" * (1 << 18))), 0)
+        elif kind == "trickle":
+            self._slowly((bytes([byte]) for byte in content), 0.05)
+        elif self.command != "HEAD":
             self.wfile.write(content)
         if kind == "hang":
             self.hub.closing.wait(self.hub.patience)
+
+    def _slowly(self, parts: Iterable[bytes], pause: float) -> None:
+        """Writes these parts until the client has had enough or the Hub closes."""
+        with contextlib.suppress(OSError):
+            for part in parts:
+                self.wfile.write(part)
+                if self.hub.closing.wait(pause):
+                    return
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing."""

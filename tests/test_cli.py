@@ -21,7 +21,10 @@ from tests import wheels
 from tests.hub import Hub
 from tests.wheels import NAME, TAG, VERSION, Machine
 
-TASKS = "auto build clean demo doctor fetch init-hf install lint list matrix smoke stack test upload verify".split()
+TASKS = [
+    *"auto build clean demo doctor fetch init-hf install lint list matrix".split(),
+    *"rollback smoke stack test upload verify".split(),
+]
 GOOD = f"{NAME}-{VERSION}{wheels.LABEL}-{TAG}.whl"
 TOKEN = "hf_averysecrettoken"
 MANIFESTS = ", ".join(sorted(path.stem for path in (ROOT / "manifests").glob("*.toml")))

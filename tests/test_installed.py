@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sagewheels import installed, installer, target
+from sagewheels import aside, installed, installer, target
 from sagewheels.config import Settings
 from sagewheels.errors import Refused, UsageError
 from sagewheels.recipe import Recipe
@@ -147,6 +147,7 @@ def test_restore_goes_back_one_step_at_a_time(place: Place, ours: Path, tmp_path
     assert place.machine.import_version() == "newer"
     assert place.restore() == f"{ours.name} is back"
     assert place.machine.import_version() == "ours"
+    assert place.restore() == "tinyattn is not installed, as before"
     assert place.restore() == "tinyattn was not installed by sagewheels and is left as it is"
 
 
@@ -193,7 +194,7 @@ def test_an_installed_package_that_lost_a_file_is_installed_again(place: Place, 
 def test_an_install_that_was_cut_off_keeps_the_first_copy(place: Place, ours: Path, theirs: Path) -> None:
     """Killed in the middle, half of ours is there: that half must not become the way back."""
     wheels.pip(place.machine.python, "install", theirs)
-    copy = str(installed.repack(place.target.dist_info[wheels.NAME], place.machine.folder))
+    copy = str(aside.repack(place.target.dist_info[wheels.NAME], place.machine.folder))
     installed.write_state(place.settings, place.target, place.recipe, {"pending": ours.name, "previous": copy})
     wheels.pip(place.machine.python, "install", ours)
     (place.machine.site / wheels.PACKAGE / "__init__.py").unlink()
@@ -206,7 +207,7 @@ def test_an_install_that_was_cut_off_keeps_the_first_copy(place: Place, ours: Pa
 
 def test_an_install_that_was_cut_off_can_be_put_back_at_once(place: Place, ours: Path, theirs: Path) -> None:
     wheels.pip(place.machine.python, "install", theirs)
-    copy = str(installed.repack(place.target.dist_info[wheels.NAME], place.machine.folder))
+    copy = str(aside.repack(place.target.dist_info[wheels.NAME], place.machine.folder))
     installed.write_state(place.settings, place.target, place.recipe, {"pending": ours.name, "previous": copy})
     shutil.rmtree(place.machine.site / wheels.PACKAGE)
     assert place.restore() == f"{theirs.name} is back"
@@ -341,7 +342,7 @@ def test_a_copy_can_be_installed(place: Place, theirs: Path, tmp_path: Path, cha
     info = place.target.dist_info[wheels.NAME]
     change(info)
     (tmp_path / "copies").mkdir()
-    copy = installed.repack(info, tmp_path / "copies")
+    copy = aside.repack(info, tmp_path / "copies")
     names = zipfile.ZipFile(copy).namelist()
     assert not [name for name in names if name.endswith(".pyc") or ".." in name or "direct_url" in name]
     assert f"{wheels.PACKAGE}/_fused.abi3.so" in names
@@ -362,7 +363,7 @@ def test_a_copy_is_the_same_each_time(place: Place, theirs: Path, tmp_path: Path
     first, second = tmp_path / "1", tmp_path / "2"
     for folder in (first, second):
         folder.mkdir()
-    one, two = installed.repack(info, first), installed.repack(info, second)
+    one, two = aside.repack(info, first), aside.repack(info, second)
     with zipfile.ZipFile(one) as a, zipfile.ZipFile(two) as b:
         assert {name: a.read(name) for name in a.namelist()} == {name: b.read(name) for name in b.namelist()}
     assert [path.name for path in (*first.iterdir(), *second.iterdir())] == [theirs.name] * 2

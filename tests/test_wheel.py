@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sagewheels import wheel
+from sagewheels import archive, wheel
 from sagewheels.arch import parse, parse_list
 from sagewheels.errors import Refused, UsageError
 from tests import wheels
@@ -162,7 +162,7 @@ def test_a_file_outside_of_the_package(tmp_path: Path, name: str) -> None:
 
 
 def test_one_that_would_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheel, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(archive, "_MOST_BYTES", 1000)
     path = wheels.make(tmp_path, {**wheels.content(), f"{PACKAGE}/zeros": bytes(2000)})
     assert refused(path) == f"{FILE} would unpack to more than 1000 bytes."
 

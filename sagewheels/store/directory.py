@@ -10,12 +10,14 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-from sagewheels.errors import StoreError
+from sagewheels.errors import SageError, StoreError
+from sagewheels.files import checked, copy, settle, sweep, sync, unfinished
+from sagewheels.files import explained as put_in_words
 from sagewheels.store import Conflict, Snapshot
-from sagewheels.store.files import PART, checked, copy, explained, forget, sweep, sync
 
 _LOCK, _REVISION = ".lock", ".revision"
 _POINTERS = ("index.json", "latest.json")
@@ -73,7 +75,7 @@ class DirectoryStore:
             with self._lock(fcntl.LOCK_EX):
                 if self._revision() != parent:
                     raise Conflict(f"{self.label} was changed by somebody else", "Try again")
-                sweep(self._root, 0)
+                sweep(self._root)
                 self._write({name: files[name] for name in names}, message)
                 return self._revision()
         except OSError as error:
@@ -102,21 +104,18 @@ class DirectoryStore:
 
     def _write(self, files: Mapping[str, bytes | Path], message: str) -> None:
         """Everything is on the disk before the first rename, so that a full disk changes nothing."""
-        parts: dict[Path, str] = {}
         revision = f"{secrets.token_hex(16)} {message}\n".encode()
-        try:
+        with ExitStack() as parts:
+            written = []
             for name, content in {**files, _REVISION: revision}.items():
-                part = self._root / f"{PART}{secrets.token_hex(8)}"
-                parts[part] = name
-                _put(part, content)
-            for part, name in parts.items():
                 target = self._root / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                part.replace(target)
+                part = parts.enter_context(unfinished(self._root))
+                _put(part, content)
+                written.append((Path(part.name), target))
+            for path, target in written:
+                path.replace(target)
             sync(self._root)
-        finally:
-            for part in parts:
-                forget(part)
 
     def _revision(self) -> str:
         return _digest({name: self._bytes(name) for name in (_REVISION, *_POINTERS)})
@@ -191,12 +190,15 @@ def _digest(found: Mapping[str, bytes | None]) -> str:
     return hashlib.sha256(b"".join(hashlib.sha256(part or b"").digest() for part in parts)).hexdigest()[:40]
 
 
-def _put(part: Path, content: bytes | Path) -> None:
-    with part.open("xb") as target:
-        if isinstance(content, Path):
-            with content.open("rb") as source:
-                shutil.copyfileobj(source, target, 1 << 20)
-        else:
-            target.write(content)
-        target.flush()
-        os.fsync(target.fileno())
+def _put(part: BinaryIO, content: bytes | Path) -> None:
+    if isinstance(content, Path):
+        with content.open("rb") as source:
+            shutil.copyfileobj(source, part, 1 << 20)
+    else:
+        part.write(content)
+    settle(part)
+
+
+def explained(error: OSError, where: Path) -> SageError:
+    """What the system says about a store."""
+    return put_in_words(error, where, StoreError)

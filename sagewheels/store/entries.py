@@ -54,15 +54,24 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
     """index.json to be added to, a new one where there is none. Raises StoreError for one that cannot be understood."""
     if INDEX not in snapshot.files:
         return {"schema": SCHEMA, "wheels": []}
-    try:
-        found = load_json(snapshot.files[INDEX], INDEX)
-    except ManifestError as problem:
-        raise StoreError(f"the store's {problem.what}, so nothing was published", MEND) from None
-    if not isinstance(found, dict) or not isinstance(found.get("wheels", []), list):
-        raise StoreError(f"the store's {INDEX} is not a list of wheels, so nothing was published", MEND)
+    if what := damage(snapshot):
+        raise StoreError(f"the store's {what}, so nothing was published", MEND)
+    found: Any = load_json(snapshot.files[INDEX], INDEX)
     if isinstance(found.get("schema"), int) and found["schema"] > SCHEMA:
         raise StoreError(f"the store's {INDEX} was written by a newer sagewheels", "Update sagewheels")
     return {"schema": SCHEMA, "wheels": [], **found}
+
+
+def damage(snapshot: Snapshot) -> str:
+    """What is wrong with index.json as a whole, which then says nothing of what the store holds; empty for nothing."""
+    if INDEX not in snapshot.files:
+        return ""
+    try:
+        found = load_json(snapshot.files[INDEX], INDEX)
+    except ManifestError as problem:
+        return problem.what
+    is_list = isinstance(found, dict) and isinstance(found.get("wheels", []), list)
+    return "" if is_list else f"{INDEX} is not a list of wheels"
 
 
 def marks(snapshot: Snapshot) -> tuple[list[Mark], list[str]]:

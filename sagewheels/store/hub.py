@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urljoin
 
 from sagewheels.errors import StoreError
+from sagewheels.files import checked
 from sagewheels.store import Conflict, Snapshot
-from sagewheels.store.files import checked
 from sagewheels.store.hub_client import HubClient
 from sagewheels.store.hub_repo import CARD, ENDPOINT, Repo
+from sagewheels.store.tries import Trouble, page_instead
 from sagewheels.web import TIMEOUT, Web
 
 if TYPE_CHECKING:
@@ -95,8 +97,12 @@ class HubStore:
         """Writes one file to `to`, whole. Raises StoreError, also when it is not there; the caller checks the hash."""
         failed = f"{path} could not be downloaded from {self.label}"
         missing = f"{path} is not in {self.label}"
-        url = self.address(path)
-        self._web.download(url, to, failed, check=lambda answer: self._demand(answer, path, missing), progress=progress)
+
+        def check(answer: requests.Response) -> None:
+            _demand_no_page(answer)
+            self._demand(answer, path, missing)
+
+        self._web.download(self.address(path), to, failed, check=check, progress=progress)
 
     def commit(self, parent: str, files: Mapping[str, bytes | Path], message: str) -> str:
         """Writes all files in one commit on `parent`, and makes the repository when `parent` is "".
@@ -132,7 +138,9 @@ class HubStore:
 
         def once(api: HfApi) -> None:
             sdk = "static" if repo.kind == "space" else None
-            api.create_repo(repo.name, repo_type=repo.kind, private=self._private, exist_ok=True, space_sdk=sdk)
+            # The library wants to be told the address too; whether the repository is there is seen by who asks next.
+            with suppress(KeyError):
+                api.create_repo(repo.name, repo_type=repo.kind, private=self._private, exist_ok=True, space_sdk=sdk)
             if repo.branch != "main":
                 api.create_branch(repo.name, branch=repo.branch, repo_type=repo.kind, exist_ok=True)
 
@@ -151,7 +159,8 @@ class HubStore:
     def _small(self, path: str, revision: str) -> tuple[str, bytes | None]:
         """The commit that `revision` names, if the answer says so, and the content of one file, if there is one."""
         url = self._repo.address(path, revision)
-        answer, content = self._web.ask(url, f"{path} could not be read from {self.label}")
+        failed = f"{path} could not be read from {self.label}"
+        answer, content = self._web.ask(url, failed, check=lambda answer, _: _demand_no_page(answer))
         commits = (part.headers.get("X-Repo-Commit") for part in (*answer.history, answer))
         commit = next((item for item in commits if item), "")
         if _absent(answer):
@@ -167,15 +176,12 @@ class HubStore:
     def _json(self, url: str, what: str, kind: type[_Json]) -> tuple[_Json, str]:
         """What the Hub's API says, empty if there is no such thing, and the address of the next page if any."""
         failed = f"{what} could not be read from {self.label}"
-        answer, content = self._web.ask(url, failed)
+        answer, content = self._web.ask(url, failed, check=_demand_json)
         if _absent(answer):
             return kind(), ""
         self._demand(answer, what)
         following = answer.links.get("next", {}).get("url", "")
-        try:
-            found = json.loads(content)
-        except ValueError:
-            found = None
+        found = json.loads(content)
         if not isinstance(found, kind):
             raise StoreError(f"{failed}: that is not what a Hub answers", "Check HF_ENDPOINT and the network")
         return found, urljoin(url, following) if following else ""
@@ -193,6 +199,8 @@ class HubStore:
         """
         self.initialise()
         head = self._head()
+        if not head:
+            raise Conflict(f"{self.label} was made and cannot be seen yet", "Try again")
         there = set(self.names())
         if self._small(CARD, head)[1] is not None:
             there.add(CARD)
@@ -203,6 +211,21 @@ class HubStore:
     def _sign(self, request: requests.PreparedRequest) -> None:
         if self._repo.token:
             request.headers["Authorization"] = f"Bearer {self._repo.token}"
+
+
+def _demand_no_page(answer: requests.Response) -> None:
+    if trouble := page_instead(answer.status_code, answer.headers.get("Content-Type")):
+        raise trouble
+
+
+def _demand_json(answer: requests.Response, content: bytes) -> None:
+    """Nothing for JSON, and for an answer that need not be any. Raises Trouble."""
+    _demand_no_page(answer)
+    try:
+        if answer.status_code < 300:
+            json.loads(content)
+    except (ValueError, RecursionError):
+        raise Trouble("that is not what a Hub answers") from None
 
 
 def _absent(answer: requests.Response) -> bool:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from sagewheels.errors import SageError, StoreError
 from sagewheels.store import Conflict
 from sagewheels.store.hub_repo import CARD, Repo
-from sagewheels.store.tries import Trouble, busy, insist, meaning, status_text
+from sagewheels.store.tries import Pace, Trouble, busy, insist, meaning, page_instead, status_text
 
 if TYPE_CHECKING:
     from httpx2 import Client
     from huggingface_hub import HfApi
 
 _T = TypeVar("_T")
+_LARGEST = 64 << 20
 
 
 class HubClient:
@@ -34,7 +35,8 @@ class HubClient:
         def translated() -> _T:
             try:
                 return once(self._opened())
-            except (OSError, ValueError, RuntimeError, KeyError) as error:
+            # To what somebody in between answers, the library says KeyError, TypeError and whatever else there is.
+            except Exception as error:
                 trouble = self._translated(error, what)
             raise trouble
 
@@ -69,7 +71,8 @@ class HubClient:
             if status:
                 return repo.refusal(status, what, str(getattr(cause, "server_message", "") or ""))
             error, cause = cause, cause.__cause__
-        return StoreError(f"{repo.label}: could not {what}: {redacted(str(error))[:300]}", "Try again later")
+        said = " ".join(f"{type(error).__name__} {redacted(str(error))}".split())[:200]
+        return StoreError(f"{repo.label}: could not {what}: {said}", "Check the network, or try again later")
 
 
 def _bounded(connect: float, silence: float) -> Client:
@@ -79,14 +82,36 @@ def _bounded(connect: float, silence: float) -> Client:
     """
     import httpx2
 
+    class Paced(httpx2.SyncByteStream):
+        def __init__(self, stream: httpx2.SyncByteStream) -> None:
+            self._stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            pace, done = Pace(), 0
+            for part in self._stream:
+                pace.arrived(len(part))
+                done += len(part)
+                if done > _LARGEST:
+                    raise Trouble(f"the answer is larger than {_LARGEST >> 20} MiB", final=True)
+                yield part
+
+        def close(self) -> None:
+            self._stream.close()
+
     class Bounded(httpx2.Client):
         def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
             try:
-                answer = super().send(request, **options)
-            except httpx2.TransportError as error:
+                answer = super().send(request, **{**options, "stream": True})
+                assert isinstance(answer.stream, httpx2.SyncByteStream)
+                answer.stream = Paced(answer.stream)
+                answer.read()
+            except httpx2.TooManyRedirects:
+                raise Trouble("it redirects without end", final=True) from None
+            except httpx2.RequestError as error:
                 raise Trouble(meaning(error)) from None
             if trouble := busy(answer.status_code, answer.headers.get("Retry-After")):
-                answer.close()
+                raise trouble
+            if answer.content and (trouble := page_instead(answer.status_code, answer.headers.get("Content-Type"))):
                 raise trouble
             # create_repo repeats this one without end and without a pause.
             if answer.status_code == 409 and b"another conflicting operation" in answer.content:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from sagewheels.errors import StoreError, UsageError
-from sagewheels.store.files import checked
+from sagewheels.files import checked
 from sagewheels.store.tries import status_text
 
 CARD = "README.md"

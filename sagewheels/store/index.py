@@ -14,21 +14,29 @@ from typing import Any
 from sagewheels import bad
 from sagewheels.bad import Mark, Marks
 from sagewheels.errors import Refused, StoreError
-from sagewheels.manifest import WheelManifest, when
+from sagewheels.manifest import ManifestError, WheelManifest, parse, when
 from sagewheels.store import Conflict, Snapshot, Store
 from sagewheels.store.card import CARD, card
-from sagewheels.store.entries import INDEX, LATEST, MEND, document, encoded, entries, latest, merge
+from sagewheels.store.entries import INDEX, LATEST, MEND, damage, document, encoded, entries, latest, merge
 
 TRIES = 12
+READS = 3
 
 _LAG_TRIES = 5
 _OURS = "Nobody's wheel is overwritten: remove that one yourself, or use another store"
 
 
-def load(store: Store) -> tuple[list[WheelManifest], list[str], Snapshot]:
-    """All entries of a store, what was wrong with others, and what was read, in one read. Raises StoreError."""
-    snapshot = store.read(INDEX, LATEST)
-    return *entries(snapshot), snapshot
+def load(
+    store: Store, *, pause: Callable[[float], None] = time.sleep
+) -> tuple[list[WheelManifest], list[str], Snapshot]:
+    """All entries of a store, what was wrong with others, and what was read, in one read.
+
+    Raises StoreError, also for an index that stays damaged: what such a store holds, nobody knows.
+    """
+    found, problems, snapshot = _look(store, pause, INDEX, LATEST)
+    if problems and (what := damage(snapshot)):
+        raise StoreError(f"the store's {what}", f"Try again later. {MEND}")
+    return found, problems, snapshot
 
 
 Vouch = Callable[[WheelManifest | None, WheelManifest], WheelManifest]
@@ -191,7 +199,7 @@ def _insist(
     for attempt in range(TRIES):
         if attempt:
             pause(random.uniform(0.3, 1.0) * min(8.0, 0.25 * 2**attempt))
-        snapshot = store.read(INDEX, LATEST, CARD)
+        snapshot = _look(store, pause, INDEX, LATEST, CARD)[2]
         try:
             files = changes(snapshot)
             if files:
@@ -201,6 +209,19 @@ def _insist(
         else:
             return bool(files) or attempt > 0
     raise StoreError(f"{store.label} kept changing during {TRIES} tries", "Try again when others have finished")
+
+
+def _look(store: Store, pause: Callable[[float], None], *paths: str) -> tuple[list[WheelManifest], list[str], Snapshot]:
+    """Entries, problems and these files; asked for again where the index was damaged, on its way perhaps."""
+    for attempt in range(READS):
+        if attempt:
+            pause(random.uniform(0.3, 1.0))
+        snapshot = store.read(*paths)
+        found, problems = entries(snapshot)
+        # An index of ten thousand wheels is not read twice for nothing.
+        if not problems or not damage(snapshot):
+            break
+    return found, problems, snapshot
 
 
 def _complete(store: Store, there: WheelManifest | None, manifest: WheelManifest, vouch: Vouch | None) -> WheelManifest:
@@ -267,22 +288,33 @@ def _marks(index: Mapping[str, Any]) -> Marks:
 def _pages(
     store: Store, snapshot: Snapshot, index: Mapping[str, Any], everything: list[WheelManifest]
 ) -> dict[str, bytes | Path]:
-    """index.json with these entries, in their old places, and the card."""
+    """index.json with these entries, in their old places, and the card. What cannot be read stays as it is."""
     waiting = {entry.wheel_file: dict(entry.data) for entry in everything}
     wheels = list[Any]()
     for old in index["wheels"]:
-        name = old.get("wheel_file") if isinstance(old, dict) else None
-        wheels.append(waiting.pop(name, old) if isinstance(name, str) else old)
-    after = {**index, "wheels": wheels + list(waiting.values())}
+        # One that cannot be read may be of a newer sagewheels: what latest.json says of its wheel must not replace it.
+        wheels.append(waiting.pop(old["wheel_file"], old) if _is_readable(old) else old)
+    try:
+        after = json.dumps({**index, "wheels": wheels + list(waiting.values())}, indent=1, sort_keys=True)
+    except RecursionError:
+        raise StoreError(f"{INDEX} of {store.label} is nested too deep to be written again", MEND) from None
     old_card = snapshot.files.get(CARD, b"").decode("utf-8", "replace")
     return {
-        INDEX: encoded(json.dumps(after, indent=1, sort_keys=True) + "\n"),
+        INDEX: encoded(f"{after}\n"),
         CARD: encoded(card(everything, store, old_card, _marks(index))),
     }
 
 
 def _keys(manifest: WheelManifest) -> set[tuple[str, str]]:
     return {(proof.gpu, proof.at_utc) for proof in manifest.proofs}
+
+
+def _is_readable(entry: object) -> bool:
+    try:
+        parse(entry, INDEX)
+    except ManifestError:
+        return False
+    return True
 
 
 def _sha256(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sagewheels import ui
 from sagewheels.errors import StoreError
-from sagewheels.store.files import arriving
+from sagewheels.files import arriving
 
 
 def seen(path: Path, label: str) -> int:

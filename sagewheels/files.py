@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import time
@@ -11,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from sagewheels.errors import StoreError
+from sagewheels.errors import SageError, StoreError, UsageError
 
 PART = ".part-"
 """What the names of unfinished files begin with: no name in a store does."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 _STALE = 6 * 3600.0
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _REASONS = {
     errno.EACCES: ("permission denied", "Ask for the right to use it, or choose another folder"),
     errno.EPERM: ("permission denied", "Ask for the right to use it, or choose another folder"),
@@ -41,27 +45,65 @@ def checked(path: str) -> str:
 def arriving(to: Path) -> Iterator[BinaryIO]:
     """A file that becomes `to` when the block ends well, and disappears when it does not.
 
-    Raises StoreError when the folder cannot be written.
+    Where `to` is itself the unfinished file of a block around this one, that one is filled anew, and is its to name.
+    Raises UsageError when the folder cannot be written.
     """
-    part = to.parent / f"{PART}{os.getpid()}-{secrets.token_hex(4)}"
     try:
+        if to.name.startswith(PART):
+            with to.open("r+b") as stream:
+                stream.truncate()
+                yield stream
+            return
         to.parent.mkdir(parents=True, exist_ok=True)
-        sweep(to.parent, _STALE)
-        with part.open("xb") as stream:
+        sweep(to.parent)
+        with unfinished(to.parent) as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(to)
+            settle(stream)
+            Path(stream.name).replace(to)
+        sync(to.parent)
     except OSError as error:
         raise explained(error, to) from None
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[BinaryIO]:
+    """A file under a name of its own, which is gone after the block unless it was given another.
+
+    Its writer holds its lock: whoever can take that knows that the writer is dead.
+    """
+    stream = _created(folder)
+    try:
+        yield stream
     finally:
-        forget(part)
+        forget(Path(stream.name))
+        try:
+            stream.close()
+        except OSError:  # bytes that a full disk did not take, of a file that is gone
+            pass
+
+
+def _created(folder: Path) -> BinaryIO:
+    while True:
+        stream = (folder / f"{PART}{os.getpid()}-{secrets.token_hex(4)}").open("xb")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError:  # no locks here: only the age of a part says that it was left behind
+            pass
+        if os.fstat(stream.fileno()).st_nlink:
+            return stream
+        stream.close()  # somebody swept it up before the lock was ours
+
+
+def settle(stream: BinaryIO) -> None:
+    """All that was written is on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def copy(source: Path, to: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Copies a file, whole or not at all.
 
-    Raises OSError when `source` cannot be read, and StoreError when `to` cannot be written.
+    Raises OSError when `source` cannot be opened, and UsageError when `to` cannot be written.
     """
     with source.open("rb") as stream, arriving(to) as target:
         total, done = os.fstat(stream.fileno()).st_size, 0
@@ -82,14 +124,30 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(folder: Path, age: float) -> None:
-    """Removes what killed transfers left behind, if it is `age` seconds old."""
+def sweep(folder: Path) -> None:
+    """Removes what killed writers left behind, on whichever machine, and nothing that somebody still writes."""
     for part in folder.glob(f"{PART}*"):
         try:
-            if time.time() - part.stat().st_mtime >= age:
+            # For writing: over NFS, only such a lock keeps others out.
+            descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            if _is_left(descriptor):
                 part.unlink()
         except OSError:
             pass
+        finally:
+            os.close(descriptor)
+
+
+def _is_left(descriptor: int) -> bool:
+    """Whether nobody writes this part any more; where there are no locks, whether nobody did for hours."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        return error.errno in _NO_LOCKS and time.time() - os.fstat(descriptor).st_mtime >= _STALE
 
 
 def forget(part: Path) -> None:
@@ -100,9 +158,11 @@ def forget(part: Path) -> None:
         pass
 
 
-def explained(error: OSError, where: Path) -> StoreError:
+def explained(error: OSError, where: Path, kind: type[SageError] = UsageError) -> SageError:
     """What the system says about `where`, in words and with a remedy."""
     # A folder in the way of a file, or a file in the way of a folder, has several codes.
     code = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno
     reason, remedy = _REASONS.get(code or 0, (error.strerror or str(error), "Check the folder and try again"))
-    return StoreError(f"{where} cannot be used: {reason}", remedy)
+    if code == errno.ENOTDIR and kind is not StoreError:
+        remedy = "Name another folder"
+    return kind(f"{where} cannot be used: {reason}", remedy)
