@@ -24,7 +24,7 @@ _TIMEOUT = 60.0
 """Seconds: an agent may ask somebody to confirm."""
 
 _KRL = b"SSHKRL\n"
-_ARMOR = re.compile(r"\s*-----BEGIN SSH SIGNATURE-----\s+([A-Za-z0-9+/=\s]+)-----END SSH SIGNATURE-----\s*")
+_ARMOR = re.compile(r"\s*-----BEGIN SSH SIGNATURE-----\s+([A-Za-z0-9+/=\s]+)-----END SSH SIGNATURE-----\s*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,6 +112,8 @@ class Trust:
 
     def _signed(self, payload: str, namespace: str) -> str:
         """Our signature. Raises UsageError when we cannot sign, or are not among those whom we trust."""
+        if not payload:
+            raise Refused("what is to be signed holds numbers or depths that JSON has not", "Build it again")
         signature = signing.sign(self._settings.signing_key, payload, namespace, self._settings.environ)
         reason = self._answer(payload, signature, namespace).reason
         if reason:
@@ -130,8 +132,14 @@ class Trust:
 
 
 def canonical(data: Mapping[str, Any]) -> str:
-    """The one text of a JSON object that is signed, in ASCII."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    """The one text of a JSON object that is signed, in ASCII; empty for one that has none, which nobody signs.
+
+    That is one with an infinite number (1e999), or nested beyond measure.
+    """
+    try:
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except (ValueError, RecursionError):
+        return ""
 
 
 def _index(document: Mapping[str, Any]) -> str:

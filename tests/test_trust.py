@@ -21,6 +21,7 @@ from sagewheels.errors import NothingCompatible, Refused, SageError, StoreError,
 from sagewheels.job import Job
 from sagewheels.resources import ROOT
 from sagewheels.store import index
+from sagewheels.store.entries import merge
 from tests import signers, wheels
 from tests.hub import Hub
 from tests.signers import FOLDER, REPO, Key, Place, Shop, needs_ssh_keygen
@@ -30,6 +31,7 @@ GOOD = f"{NAME}-{VERSION}{wheels.LABEL}-{TAG}.whl"
 OTHER = GOOD.replace("sm120", "sm120.kother")
 PROOF = {"gpu": "NVIDIA GeForce RTX 5090", "arch": "12.0", "at_utc": "2026-01-02T00:00:00Z"}
 REMEDY = "Its signers can mend it (init-hf --sign), auto --rebuild does without it."
+NO_SIGNATURE = "it has a signature that is no SSH signature"
 OF_ANOTHER = "does not match its signature: it was altered, or the signature is of another"
 
 pytestmark = [
@@ -231,6 +233,10 @@ def take_away(shop: Shop, keys: dict[str, Key], before: dict[str, bytes]) -> Non
     shop.put({}, gone=[name for name in ("index.json", "latest.json") if name in shop.files()])
 
 
+def infinite(shop: Shop, keys: dict[str, Key], before: dict[str, bytes]) -> None:
+    shop.put({"index.json": shop.files()["index.json"].replace(b'"size": ', b'"size_": 1e999, "size": ')})
+
+
 def only_latest(shop: Shop, keys: dict[str, Key], before: dict[str, bytes]) -> None:
     shop.put({"latest.json": json.dumps(shop.index["wheels"][0]).encode()}, gone=["index.json"])
 
@@ -251,6 +257,7 @@ THEFTS: list[tuple[Callable[[Shop, dict[str, Key], dict[str, bytes]], None], str
     (scribble, "index.json of STORE has a signature that is no SSH signature"),
     (damage, "index.json of STORE is not signed"),
     (take_away, "STORE holds no index.json, and serial 2 was seen before"),
+    (infinite, f"index.json of STORE {OF_ANOTHER}"),
     (only_latest, "index.json of STORE is not signed"),
 ]
 
@@ -351,7 +358,8 @@ def test_a_stolen_token_cannot_make_a_key_sign_what_it_wrote(local: Cast) -> Non
         ({"wheel_sha256": "e" * 64}, f"it {OF_ANOTHER}"),
         ({"signature": "of another wheel"}, f"it {OF_ANOTHER}"),
         ({"signature": "of the thief"}, "it is signed by a key that is not in TRUSTED_SIGNERS (THIEF)"),
-        ({"signature": {"by": "me"}}, "it has a signature that is no SSH signature"),
+        ({"signature": {"by": "me"}}, NO_SIGNATURE),
+        ({"signature": "-----BEGIN SSH SIGNATURE-----\n\u2003AA==\n-----END SSH SIGNATURE-----\n"}, NO_SIGNATURE),
         ({"wheel_sha256": None}, "it has no sha256 that a signature could vouch for"),
     ],
 )
@@ -529,6 +537,21 @@ def test_the_signature_of_the_maker_stays(local: Cast) -> None:
     job.verdicts()
     assert job.store.standing == "index serial 2, signed by second"
     assert job.trust.of_wheel(manifest.parse(after, GOOD)).signer == "maker"
+
+
+def test_what_this_machine_knows_besides_does_not_break_a_signature(local: Cast) -> None:
+    """Its wheelhouse has the same wheel, not signed, with a key of its own and a proof: the proof is kept."""
+    local.publisher().publish()
+    reader = local.reader()
+    path = wheels.make(reader.folder / "dist")
+    wheelhouse.keep(reader.settings, path, wheels.describe(path, proofs=[PROOF], their_own_key={"kept": False}))
+    fetch.fetch(reader.job())
+    ((_, kept),) = reader.job().in_wheelhouse()
+    assert (reader.job().trust.of_wheel(kept).signer, len(kept.proofs)) == ("maker", 1)
+    assert "their_own_key" not in kept.data
+    older = kept.updated(proofs=[{**PROOF, "gpu": "NVIDIA H100"}])
+    for both in (merge(older, wheels.describe(path)), merge(wheels.describe(path, more=1), older), merge(older, kept)):
+        assert reader.job().trust.of_wheel(both).signer == "maker"
 
 
 def test_two_signers_publish_at_once(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -773,6 +796,10 @@ def test_auto_refuses_before_a_stack_is_installed_and_rebuild_does_without(
 ) -> None:
     mine.publisher().publish()
     strip(mine.shop, mine.keys, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "do_stack", None)  # which also installs what the package needs besides
+        for run in (auto.auto, auto.install):
+            assert failing(Untrusted, run, mine.reader().job())
     torch = mine.machine.site / "torch"
     shutil.move(torch, mine.root / "aside")
     monkeypatch.setattr(stack, "install", lambda *_, **__: shutil.move(mine.root / "aside", torch))
@@ -932,6 +959,15 @@ def test_adopting_after_a_rollback_goes_on_counting(local: Cast) -> None:
     set_up(place)
     assert local.shop.index["serial"] == 3
     assert fetch_verdicts(local.reader(min_index_serial=3)) == {GOOD: ""}
+
+
+def test_no_serial_leaves_no_room_to_count_on(local: Cast) -> None:
+    """Before it was signed, a thief wrote there what he liked."""
+    local.stranger().publish()
+    local.shop.write_index({**local.shop.index, "serial": 10**12 - 1})
+    set_up(local.publisher())
+    assert local.shop.index["serial"] == 1
+    assert fetch_verdicts(local.reader()) == {GOOD: "it is not signed"}
 
 
 def test_what_only_latest_names_is_adopted_too(local: Cast) -> None:

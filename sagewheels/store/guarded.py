@@ -13,7 +13,7 @@ from sagewheels.errors import StoreError, Untrusted
 from sagewheels.manifest import ManifestError, load_json
 from sagewheels.store import Conflict, Snapshot, Store, serials
 from sagewheels.store.entries import INDEX, LATEST, encoded
-from sagewheels.trust import Trust
+from sagewheels.trust import Trust, canonical
 
 _LAG_TRIES = 4
 _HIGHEST = 10**12
@@ -150,7 +150,9 @@ class GuardedStore:
         """
         document = _document(before)
         if self._adopting:
-            return max(self._floor(), _serial(document))
+            # One that leaves no room to count on is no serial of ours.
+            claimed = _serial(document)
+            return max(self._floor(), claimed if claimed < _HIGHEST // 1000 else 0)
         try:
             self._believe(before, document)
         except Untrusted as problem:
@@ -213,5 +215,5 @@ def _without_strangers(files: Mapping[str, bytes], document: Mapping[str, Any] |
     listed = (document or {}).get("wheels")
     for entry in listed if isinstance(listed, list) and name else ():
         if isinstance(entry, dict) and entry.get("wheel_file") == name:
-            kept[LATEST] = encoded(json.dumps(entry))
+            kept[LATEST] = canonical(entry).encode()
     return kept
