@@ -60,7 +60,7 @@ CHILDREN: dict[str, set[str]] = {
     "upload": {"python", "cuobjdump"},
     "stack": {"python", "uv"},
     "install": {"python", "cuobjdump", "uv"},
-    "rollback": {"python", "uv"},
+    "rollback": {"python"},
     "matrix": {"python", "uv"},
     "demo": {"uv"},
     "lint": {"ruff", "python", "shellcheck"},
