@@ -27,6 +27,7 @@ import tasks
 from sagewheels import doctor, steps, target, wheelhouse
 from sagewheels.job import Job
 from sagewheels.store import index, tries
+from sagewheels.store.card import BEGIN, END
 from sagewheels.store.hub import HubStore
 from sagewheels.target import Target
 from tests import wheels
@@ -91,6 +92,8 @@ class State:
     proofs: frozenset[tuple[str, str]]
     marks: frozenset[tuple[str, str]]
     latest: str
+    cards: frozenset[str]
+    """What people wrote around the tables of wheels."""
     work: frozenset[str]
     """The files of WORK_DIR, by name."""
     wrong: tuple[str, ...]
@@ -227,6 +230,9 @@ class Bench:
     def _begin_others(self) -> None:
         """Two wheels of other stacks, one after the other: whoever lags behind the last commit still sees a store."""
         self._publish("+cu130torch2.12sm120", torch_version="2.12.0+cu130")
+        files = self.hub.files(REPO)
+        card = files["README.md"] + b"\nWritten by hand.\n"
+        self.hub.repos["dataset", REPO].add("main", {**files, "README.md": card})
         self._publish("+cu130torch2.13sm120", torch_version="2.13.0+cu130")
 
     def _begin_store(self, python: str = "mark = 'ours'\n") -> None:
@@ -307,8 +313,9 @@ class Bench:
         work = frozenset(str(path) for path in self.machine.settings.work_dir.rglob("*"))
         return State(site, house, *self._of_store(wrong), work, tuple(wrong))
 
-    def _of_store(self, wrong: list[str]) -> tuple[Any, Any, Any, str]:
-        """Wheels, proofs, marks and latest of all branches that hold something."""
+    def _of_store(self, wrong: list[str]) -> tuple[Any, Any, Any, str, frozenset[str]]:
+        """Wheels, proofs, marks, latest and cards of all branches that hold something."""
+        cards = set[str]()
         listed, proofs, marks, newest = dict[str, str](), set[tuple[str, str]](), set[tuple[str, str]](), ""
         repo = self.hub.repos.get(("dataset", REPO))
         for branch in repo.branches if repo else ():
@@ -322,4 +329,6 @@ class Bench:
                     wrong.append(f"the store lists {name} and holds another")
             marks |= {(mark["wheel_file"], mark["arch"]) for mark in document.get("known_bad", ())}
             newest = json.loads(files.get("sage/latest.json", b"{}")).get("wheel_file", "") or newest
-        return listed, frozenset(proofs), frozenset(marks), newest
+            text = files.get("README.md", b"").decode()
+            cards |= {text.partition(BEGIN)[0] + text.partition(END)[2]}
+        return listed, frozenset(proofs), frozenset(marks), newest, frozenset(cards)

@@ -148,7 +148,7 @@ def judge(case: Case, whole: Whole, ended: Ended, after: State, wholes: dict[str
         most = 2 if "/repos/create" in whole.ended.requests[case.at] else 1
         if ended.pauses or not 1 <= len(ended.requests) - case.at <= most:
             yield f"a refusal was asked again: {ended.requests[case.at :]}"
-    yield from of_store(whole.before, after)
+    yield from of_store(case, whole.before, after)
     is_ready = done or ended.line.startswith("the machine is ready, but ")
     built = wholes["auto, miss"].after.site if case.task.name.startswith("auto") else None
     if after.site != whole.after.site and (after.site != built if is_ready else after.site != whole.before.site):
@@ -180,11 +180,14 @@ def of_pauses(case: Case, ended: Ended) -> Iterator[str]:
         yield f"the longest pause was {longest:.1f} s"
 
 
-def of_store(before: State, after: State) -> Iterator[str]:
+def of_store(case: Case, before: State, after: State) -> Iterator[str]:
     if not before.listed.items() <= after.listed.items():
         yield "the store has lost a wheel"
     if not (before.proofs <= after.proofs and before.marks <= after.marks):
         yield "the store has lost a proof or a mark"
+    # Nobody knows the hash of a card: altered bytes of the same length are found on no way but an encrypted one.
+    if case.kind not in {"corrupt", "short", "endless"} and before.listed and not before.cards <= after.cards:
+        yield f"the card has lost what was written by hand: {after.cards}"
 
 
 def differences(after: State, whole: Whole, wholes: dict[str, Whole]) -> Iterator[str]:
@@ -194,7 +197,7 @@ def differences(after: State, whole: Whole, wholes: dict[str, Whole]) -> Iterato
         if not want.listed.items() <= after.listed.items():
             yield "a wheel is missing"
         return
-    for name in set(State.__dataclass_fields__) - {"work"}:
+    for name in set(State.__dataclass_fields__) - {"work", "cards"}:
         if getattr(after, name) != getattr(want, name):
             yield f"{name} is {getattr(after, name)}, not {getattr(want, name)}"
 

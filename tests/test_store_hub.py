@@ -218,6 +218,28 @@ def test_a_repository_that_is_said_to_be_there(hub: Hub, opened: Opener) -> None
     assert opened().commit("", {"index.json": b"{}"}, "first")
 
 
+def test_an_answer_of_somebody_else_is_no_card(hub: Hub, opened: Opener, pauses: list[float]) -> None:
+    """What is read as the card is written again: an empty answer would wipe out what people wrote there."""
+    hub.create(REPO, {"sage/index.json": b"{}", "README.md": b"card"})
+    hub.misbehave(r"README\.md", "empty", 2)
+    assert opened().read("index.json", "README.md").files["README.md"] == b"card"
+    hub.misbehave(r"README\.md", "empty", 99)
+    line = refusal(lambda: opened().read("index.json", "README.md"))
+    assert line.endswith("127.0.0.1: that is not what a Hub answers (3 tries). Check the network, or try again later.")
+    assert len(pauses) == 4
+
+
+def test_a_list_without_end(hub: Hub, opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sagewheels.store.hub._MOST_PAGES", 2)
+    hub.create(REPO, {f"sage/{at}.txt": b"" for at in range(6)})
+    assert len(opened().names()) == 6
+    hub.create(REPO, {f"sage/{at}.txt": b"" for at in range(7)})
+    line = refusal(opened().names)
+    assert line == (
+        f"the list of files of hf://datasets/{REPO}@main/sage does not end. Check HF_ENDPOINT and the network."
+    )
+
+
 def test_a_stale_parent_is_a_conflict(hub: Hub, opened: Opener) -> None:
     first = opened().commit("", {"index.json": b"1"}, "first")
     opened().commit(first, {"index.json": b"2"}, "second")
