@@ -6,12 +6,18 @@ pytest tests/test_faults.py --all -s
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 
+from sagewheels.resources import ROOT
 from tests import faults, wheels
 from tests.faults import ALTERED, BUILT, KINDS, REFUSALS, REPO, TASKS, TOKEN, Bench, Ended, State, Task
 from tests.hub import FOR_EVER, Hub
@@ -144,8 +150,8 @@ def judge(case: Case, whole: Whole, ended: Ended, after: State, wholes: dict[str
         yield f"{ended.seconds:.1f} s, pauses of {sum(ended.pauses):.0f} s, {len(ended.requests)} requests"
     yield from of_pauses(case, ended)
     if case.kind in REFUSALS and case.task.name.startswith(STOPPING):
-        # To a refusal to create, the library asks whether the repository is there already.
-        most = 2 if "/repos/create" in whole.ended.requests[case.at] else 1
+        # To a refusal to create, the library asks whether that is there already.
+        most = 2 if re.search("/repos/create|/branch/", whole.ended.requests[case.at]) else 1
         if ended.pauses or not 1 <= len(ended.requests) - case.at <= most:
             yield f"a refusal was asked again: {ended.requests[case.at :]}"
     yield from of_store(case, whole.before, after)
@@ -200,6 +206,65 @@ def differences(after: State, whole: Whole, wholes: dict[str, Whole]) -> Iterato
     for name in set(State.__dataclass_fields__) - {"work", "cards"}:
         if getattr(after, name) != getattr(want, name):
             yield f"{name} is {getattr(after, name)}, not {getattr(want, name)}"
+
+
+def as_process(bench: Bench, *arguments: str) -> tuple[int, str, float]:
+    """Exit code and stderr of the command, and the seconds that it took, pauses among them."""
+    started = time.monotonic()
+    argv = [sys.executable, "-m", "sagewheels", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert TOKEN not in done.stdout + done.stderr
+    return done.returncode, done.stderr, time.monotonic() - started
+
+
+LABEL = f"hf://datasets/{REPO}@main/sage"
+
+
+@pytest.mark.parametrize(
+    ("task", "pattern", "kind", "code", "line"),
+    [
+        (
+            "fetch",
+            r"index\.json",
+            "corrupt",
+            7,
+            r"the store's index\.json is not JSON \(Expecting value: line 1 column 1 \(char 0\)\)\. Try again later\. "
+            r"Mend it by hand or bring back its last good version from the store's history, then publish again\.",
+        ),
+        (
+            "fetch",
+            r"\.whl",
+            "corrupt",
+            4,
+            r"tinyattn-\S+\.whl has sha256 \w{12}, its manifest says \w{12}\. It was changed or damaged: fetch it "
+            r"again, and do not install it\.",
+        ),
+        (
+            "list",
+            "GET",
+            "404",
+            7,
+            rf"{LABEL} does not exist, or HF_TOKEN may not see it \(404\)\. Check HF_REPO_ID, HF_REPO_BRANCH and "
+            r"REMOTE_DIR\.",
+        ),
+        (
+            "init-hf",
+            "whoami",
+            "portal",
+            7,
+            rf"the owner of HF_TOKEN could not be read from {LABEL}: 127\.0\.0\.1: a web page came instead, as from a "
+            r"proxy or a login page \(3 tries\)\. Check the network, or try again later\.",
+        ),
+    ],
+)
+def test_the_line_that_people_see(bench: Bench, task: str, pattern: str, kind: str, code: int, line: str) -> None:
+    bench.begin(next(one for one in TASKS if one.name == "fetch"))
+    bench.hub.misbehave(pattern, kind, FOR_EVER)
+    ended, told, seconds = as_process(bench, task)
+    assert (ended, bool(re.fullmatch(line + "\n", told))) == (code, True), told
+    assert seconds < 30
+    assert bench.state().house == {}
 
 
 def test_verify_asks_nobody(wholes: dict[str, Whole]) -> None:
