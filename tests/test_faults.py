@@ -84,7 +84,7 @@ def mended() -> set[tuple[str, str]]:
 
 
 def cases(kind: str, wholes: dict[str, Whole], everything: bool) -> list[Case]:
-    """All that can be done with this kind; of these, two in a quick run, which take turns with the tasks."""
+    """All that can be done with this kind; of these, one in a quick run, in which the tasks take turns."""
     found = {
         task: [
             Case(task, kind, times, at)
@@ -98,7 +98,8 @@ def cases(kind: str, wholes: dict[str, Whole], everything: bool) -> list[Case]:
         return [case for several in found.values() for case in several]
     turn = KINDS.index(kind)
     able = [several for several in found.values() if several]
-    return [several[(7 * turn + 5) % len(several)] for several in (able[turn % len(able)],)]
+    several = able[turn % len(able)]
+    return [several[(7 * turn + 5) % len(several)]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -194,6 +195,15 @@ def test_who_asks_for_more_patience_than_we_have_is_named() -> None:
     line = refusal(lambda: insist("it", once, pauses.append))
     assert line == "it: 429 Too Many Requests (3 tries). It asks to be left alone for 3600 s: try again after that."
     assert pauses == [60, 60]
+
+
+@pytest.mark.parametrize("content", [b"", b"w", b"w" * 3_000_000, os.urandom(3_000_000)], ids=len)
+def test_what_was_compressed_on_the_way(hub: Hub, tmp_path: Path, content: bytes) -> None:
+    hub.create(REPO, {WHEEL: content})
+    hub.misbehave("GET", "gzip", 2)
+    assert web.small(address(hub)) == content
+    web.download(address(hub), tmp_path / WHEEL)
+    assert ((tmp_path / WHEEL).read_bytes() == content, len(hub.requests)) == (True, 2)
 
 
 @pytest.mark.parametrize("kind", ["trickle", "endless"])
