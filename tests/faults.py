@@ -40,8 +40,8 @@ BUILT = GOOD.replace("sm120", "sm120.kbuilt")
 OTHER = GOOD.replace("torch2.11", "torch2.12")
 WRONG = "mark = 'wrong'\ncosine = 0.5\n"
 
-SECONDS = 10.0
-"""The longest that a disturbed run may work, besides its pauses."""
+SECONDS = 30.0
+"""The longest that a disturbed run may work, besides its pauses: on a machine that others load, too."""
 PAUSES = 600.0
 """The longest that its pauses may be together: what a user waits for a server that asks for it again and again."""
 REQUESTS = 200
