@@ -36,7 +36,8 @@ def auto(job: Job, *, rebuild: bool = False) -> None:
     steps.do_verify(job, ready)
     steps.do_smoke(job)
     if trouble:
-        raise type(trouble)(f"the machine is ready, but {trouble.what}", trouble.remedy)
+        remedy = f"{trouble.remedy}. Then upload publishes the wheel"
+        raise type(trouble)(f"the machine is ready, but {trouble.what}", remedy)
     ui.say("auto", f"done in {ui.duration(time.monotonic() - started)}: {ready[0].name} in {job.target.prefix}")
 
 

@@ -347,6 +347,8 @@ def _record(job: Job, made: Made, outcome: smoke.Outcome) -> None:
     marks = marking.against(job, manifest)
     fresh = [one for one in outcome.proofs if marking.overrules(one, marks) or _occasion(one) not in known]
     if not fresh:
+        if _is_unpublished(job, manifest):
+            _publish_proof(job, manifest)
         return
     fresh = [marking.newer(one, marks) for one in fresh]
     for one in fresh:
@@ -371,6 +373,17 @@ def _known_proofs(job: Job, manifest: WheelManifest) -> tuple[Proof, ...]:
 def _occasion(proof: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes two proofs the same: a second one on the same GPU and stack says nothing new."""
     return proof.get("gpu"), proof.get("driver"), proof.get("torch_version"), bool(proof.get("full"))
+
+
+def _is_unpublished(job: Job, manifest: WheelManifest) -> bool:
+    """Whether the store has this wheel without a proof that is here, as when it did not answer the last time."""
+    try:
+        listed = job.published if job.store.writable else []
+    except StoreError:
+        return False
+    same = [one for one in listed if (one.wheel_file, one.wheel_sha256) == (manifest.wheel_file, manifest.wheel_sha256)]
+    known = {(proof.gpu, proof.at_utc) for one in same for proof in one.proofs}
+    return bool(same) and any((proof.gpu, proof.at_utc) not in known for proof in manifest.proofs)
 
 
 def _publish_proof(job: Job, proven: WheelManifest) -> None:

@@ -1,7 +1,6 @@
 """What a machine and its store are put through by tests/test_faults.py: the tasks, the ways to go wrong, the verdict.
 
-A task runs as the command runs it, through tasks.py, but in this process: pauses are noted instead of slept, and
-silence is 0.3 s long.
+A task runs as the command runs it, through tasks.py, but in this process, and pauses are noted instead of slept.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,14 +24,15 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 
 import tasks
-from sagewheels import steps, wheelhouse
+from sagewheels import doctor, steps, target, wheelhouse
 from sagewheels.job import Job
-from sagewheels.resources import ROOT
 from sagewheels.store import index, tries
+from sagewheels.store.card import BEGIN, END
 from sagewheels.store.hub import HubStore
+from sagewheels.target import Target
 from tests import wheels
-from tests.hub import FOR_EVER, Hub
-from tests.wheels import NAME, RTX, TAG, VERSION, Machine
+from tests.hub import Hub
+from tests.wheels import NAME, RTX, TAG, VERSION
 
 REPO, TOKEN = "me/wheels", "hf_averysecrettoken"
 GOOD = f"{NAME}-{VERSION}{wheels.LABEL}-{TAG}.whl"
@@ -40,12 +40,15 @@ BUILT = GOOD.replace("sm120", "sm120.kbuilt")
 OTHER = GOOD.replace("torch2.11", "torch2.12")
 WRONG = "mark = 'wrong'\ncosine = 0.5\n"
 
-SECONDS = 10.0
-"""The longest that a disturbed run may work, besides its pauses."""
+SECONDS = 30.0
+"""The longest that a disturbed run may work, besides its pauses: on a machine that others load, too."""
 PAUSES = 600.0
 """The longest that its pauses may be together: what a user waits for a server that asks for it again and again."""
-REQUESTS = 120
+REQUESTS = 200
 """The most requests that a disturbed run may make."""
+
+_OF_UV = ("RECORD", "uv_cache.json")
+"""What uv writes has the moment in it."""
 
 REFUSALS = ("400", "401", "403", "404", "413")
 """These are asked once."""
@@ -89,6 +92,10 @@ class State:
     proofs: frozenset[tuple[str, str]]
     marks: frozenset[tuple[str, str]]
     latest: str
+    cards: frozenset[str]
+    """What people wrote around the tables of wheels."""
+    work: frozenset[str]
+    """The files of WORK_DIR, by name."""
     wrong: tuple[str, ...]
     """What must never be, wherever it is found."""
 
@@ -139,11 +146,11 @@ class Bench:
         wheels.without_cuobjdump(patch)
         wheels.with_gpu_answers(patch)
         patch.setattr(steps, "do_build", self._build)
-        patch.setattr(tries, "GRACE", 0.4)
+        patch.setattr(doctor, "_GROUPS", (doctor._store,))  # the others ask no store, and compile something
+        patch.setattr(target, "ask", self._target())
         for function in (HubStore.__init__, index.load, index.publish, index.add_proof, index.add_mark):
             self._set(patch, function, "pause", self.pauses.append)
         self._set(patch, index.initialise, "pause", self.pauses.append)
-        self._set(patch, HubStore.__init__, "timeout", (2.0, 0.3))
         given = self.machine.settings
         for key, value in {
             "PATH": given.environ["PATH"],
@@ -159,6 +166,18 @@ class Bench:
             "HF_TOKEN": TOKEN,
         }.items():
             patch.setenv(key, value)
+
+    def _target(self) -> Callable[..., Target]:
+        """The interpreter is asked anew only when other packages are in it: the sweep asks it ten thousand times."""
+        ask, known = target.ask, dict[Any, Target]()
+
+        def remembered(path: Path, why: str, environ: Mapping[str, str], packages: tuple[str, ...] = ()) -> Target:
+            key = path, why, packages, frozenset(one.name for one in self.machine.site.iterdir())
+            if key not in known:
+                known[key] = ask(path, why, environ, packages)
+            return known[key]
+
+        return remembered
 
     @staticmethod
     def _set(patch: pytest.MonkeyPatch, function: object, name: str, value: object) -> None:
@@ -191,8 +210,7 @@ class Bench:
             shutil.copytree(path, self.machine.site / path.name, dirs_exist_ok=True)
         for kept in self._kept:
             if (place / kept.name).exists():
-                shutil.copytree(kept_from := place / kept.name, kept, dirs_exist_ok=True)
-                assert kept_from.is_dir()
+                shutil.copytree(place / kept.name, kept)
 
     def _save(self, name: str) -> None:
         place = self.folder / "saved" / name
@@ -212,6 +230,9 @@ class Bench:
     def _begin_others(self) -> None:
         """Two wheels of other stacks, one after the other: whoever lags behind the last commit still sees a store."""
         self._publish("+cu130torch2.12sm120", torch_version="2.12.0+cu130")
+        files = self.hub.files(REPO)
+        card = files["README.md"] + b"\nWritten by hand.\n"
+        self.hub.repos["dataset", REPO].add("main", {**files, "README.md": card})
         self._publish("+cu130torch2.13sm120", torch_version="2.13.0+cu130")
 
     def _begin_store(self, python: str = "mark = 'ours'\n") -> None:
@@ -238,6 +259,27 @@ class Bench:
         """The task as it ends now, whatever that means."""
         return self._ended(task.run)
 
+    def disturbed(self, task: Task, kind: str, times: int, at: int) -> Ended:
+        """The task, with the Hub going wrong. Only where that is silence or a trickle, little of it is borne."""
+        with pytest.MonkeyPatch.context() as patch:
+            self._set(patch, HubStore.__init__, "timeout", (5.0, 0.3 if kind in {"stall", "hang"} else 5.0))
+            patch.setattr(tries, "GRACE", 0.2 if kind == "trickle" else 5.0)
+            self.hub.misbehave("", kind, times, after=at)
+            return self._ended(task.run)
+
+    def mend(self, task: Task) -> list[Ended]:
+        """The same task on a Hub that is well again, with what a user does who read the line of the first run.
+
+        `auto` and `install` do nothing on a machine that works: a wheel that could not be published is uploaded, a
+        proof that could not is made again. A wheel that failed smoke was removed, and is tried again by its name.
+        """
+        self.hub.behave()
+        first = functools.partial(tasks.verify, Context(), wheel=GOOD)
+        last = {"auto, miss": tasks.upload, "auto, hit": tasks.upload, "install": tasks.smoke}.get(task.name)
+        before = [first] if task.code == 6 else []
+        after = [functools.partial(last, Context())] if last else []
+        return [*map(self._ended, before), self.run(task), *map(self._ended, after)]
+
     def _ended(self, run: Callable[[], None]) -> Ended:
         self.pauses.clear()
         self.hub.requests.clear()
@@ -257,7 +299,7 @@ class Bench:
         site = {
             name: digest
             for name, digest in wheels.tree(self.machine.site).items()
-            if name.startswith(NAME) and "__pycache__" not in name
+            if name.startswith(NAME) and "__pycache__" not in name and Path(name).name not in _OF_UV
         }
         house = dict[str, str]()
         for path in sorted(self.machine.settings.wheelhouse_dir.glob("**/*")):
@@ -268,10 +310,12 @@ class Bench:
         for path, manifest in wheelhouse.wheels(self.machine.settings):
             if manifest.wheel_sha256 != house[path.name]:
                 wrong.append(f"{path.name} is not what its manifest says")
-        return State(site, house, *self._of_store(wrong), tuple(wrong))
+        work = frozenset(str(path) for path in self.machine.settings.work_dir.rglob("*"))
+        return State(site, house, *self._of_store(wrong), work, tuple(wrong))
 
-    def _of_store(self, wrong: list[str]) -> tuple[Any, Any, Any, str]:
-        """Wheels, proofs, marks and latest of all branches that hold something."""
+    def _of_store(self, wrong: list[str]) -> tuple[Any, Any, Any, str, frozenset[str]]:
+        """Wheels, proofs, marks, latest and cards of all branches that hold something."""
+        cards = set[str]()
         listed, proofs, marks, newest = dict[str, str](), set[tuple[str, str]](), set[tuple[str, str]](), ""
         repo = self.hub.repos.get(("dataset", REPO))
         for branch in repo.branches if repo else ():
@@ -285,4 +329,6 @@ class Bench:
                     wrong.append(f"the store lists {name} and holds another")
             marks |= {(mark["wheel_file"], mark["arch"]) for mark in document.get("known_bad", ())}
             newest = json.loads(files.get("sage/latest.json", b"{}")).get("wheel_file", "") or newest
-        return listed, frozenset(proofs), frozenset(marks), newest
+            text = files.get("README.md", b"").decode()
+            cards |= {text.partition(BEGIN)[0] + text.partition(END)[2]}
+        return listed, frozenset(proofs), frozenset(marks), newest, frozenset(cards)

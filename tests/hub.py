@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import base64
 import contextlib
+import gzip
 import hashlib
 import itertools
 import json
@@ -91,9 +92,10 @@ class Hub:
         """Goes wrong for the next `times` requests whose `METHOD /path` matches, once `after` of them have passed.
 
         Kinds: truncate, corrupt, short (a Content-Length that is too small), stall, hang (in the middle of the body),
-        trickle (a byte now and then), endless, drop, lose (done, but the answer is lost), lag, garbage (no HTTP), loop
-        (a redirect to itself), portal (a web page with 200), empty (nothing with 200), the address that is redirected
-        to, or a status as text, with a Retry-After as `429 120` or, as a date, `429 @120`.
+        trickle (a byte now and then), endless, gzip (which is no trouble at all), drop, lose (done, but the answer is
+        lost), lag, garbage (no HTTP), loop (a redirect to itself), portal (a web page with 200), empty (nothing with
+        200), the address that is redirected to, or a status as text, with a Retry-After as `429 120` or, as a date,
+        `429 @120`.
         """
         self._troubles.append(Trouble(pattern, kind, times, after))
 
@@ -344,6 +346,8 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "lose":
             self.close_connection = True
             return
+        if kind == "gzip":
+            headers, content = {**headers, "Content-Encoding": "gzip"}, gzip.compress(content)
         length = {"Content-Length": str(len(content) // 2 if kind == "short" else len(content))}
         self.send_response(status)
         for name, value in {**headers, **({"Transfer-Encoding": "chunked"} if kind == "endless" else length)}.items():

@@ -181,7 +181,10 @@ def test_a_dead_store_costs_no_compile(here: Machine, compiler: Compiler) -> Non
         with pytest.raises(StoreError) as caught:
             auto.auto(job)
     assert caught.value.code == 7
-    assert str(caught.value).startswith("the machine is ready, but ")
+    assert str(caught.value) == (
+        f"the machine is ready, but HF_TOKEN has no right to write in {REPO} (403). Set HF_TOKEN to a token with write "
+        f"access to {REPO}, from https://huggingface.co/settings/tokens. Then upload publishes the wheel."
+    )
     assert (compiler.asked, here.import_version()) == ([False], "built")
     assert auto.in_place(here.job())
 

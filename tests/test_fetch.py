@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,6 +255,28 @@ def test_damage_in_the_wheelhouse_is_mended(bench: Bench, capsys: pytest.Capture
         f"[fetch] fetching again: {GOOD} has 4 bytes, its manifest says {good.size}",
         arrived(good),
     ]
+
+
+@pytest.mark.parametrize("kind", ["corrupt", "short", "endless"])
+def test_other_bytes_are_asked_for_again(bench: Bench, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    """Once: what comes twice is what the store holds."""
+    if not bench.hub:
+        pytest.skip("nothing is altered on the way from a directory")
+    good = bench.make()
+    bench.put(good)
+    bench.hub.misbehave(r"\.whl", kind)
+    path, _ = fetch.fetch(bench.job())
+    assert wheel.file_hash(path)[0] == good.wheel_sha256
+    said = lines(capsys)
+    assert said[1].startswith(f"[fetch] fetching again: {GOOD} has ")
+    assert said[2:] == [arrived(good)]
+    shutil.rmtree(bench.house)
+    bench.hub.misbehave(r"\.whl", kind, 99)
+    bench.hub.requests.clear()
+    line = error(Refused, bench.job())
+    promised = f"the {good.size} bytes of its manifest" if kind == "endless" else "its manifest says"
+    assert line.startswith(f"{GOOD} has ") and promised in line and line.endswith(("Fetch it again.", "install it."))
+    assert (len(bench.hub.requests), list(bench.house.iterdir())) == (4, [])
 
 
 def test_a_proof_that_came_later_is_brought_too(bench: Bench) -> None:

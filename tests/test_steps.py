@@ -396,6 +396,33 @@ def test_a_proof_of_a_wheel_that_is_not_in_the_store_is_no_failure(
     assert len(manifest.proofs) == 1
 
 
+def test_a_proof_that_could_not_be_published_is_published_by_the_next_smoke(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheels.without_waiting(monkeypatch)
+    wheels.with_gpu_answers(monkeypatch)
+    with Hub() as hub:
+        where: dict[str, Any] = {
+            "sage_store": "",
+            "hf_repo_id": "me/wheels",
+            "hf_endpoint": hub.endpoint,
+            "hf_token": "hf_write",
+        }
+        machine = wheels.machine(tmp_path, gpu=RTX, **where)
+        made = keep(machine)
+        steps.do_upload(machine.job(), made)
+        steps.do_verify(machine.job(), made)
+        hub.misbehave("/commit/", "503", 3)
+        steps.do_smoke(machine.job())
+        assert "[smoke] warning: the proof stays in the wheelhouse: " in capsys.readouterr().err
+        listed = [json.loads(hub.files("me/wheels")[name]) for name in hub.files("me/wheels") if "index" in name]
+        assert [one["proofs"] for one in listed[0]["wheels"]] == [[]]
+        for commits in (2, 2):
+            steps.do_smoke(machine.job())
+            assert hub.commits == commits
+    assert capsys.readouterr().out.count("[smoke] the proof is in hf://datasets/me/wheels@main/") == 1
+
+
 def test_wrong_results_put_the_machine_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 import sagewheels
 from sagewheels.config import Settings
 from sagewheels.errors import StoreError, UsageError
-from sagewheels.store import Conflict, Store
+from sagewheels.store import Conflict, Store, tries
 from sagewheels.store.directory import DirectoryStore
 from sagewheels.store.hub import HubStore
 from sagewheels.store.opening import open_store
@@ -170,6 +170,81 @@ def test_an_endpoint_with_credentials_is_refused(opened: Opener) -> None:
     with pytest.raises(UsageError) as caught:
         opened(endpoint="http://me:secret@127.0.0.1")
     assert str(caught.value) == "HF_ENDPOINT holds a name or password. Leave them out: it is HF_TOKEN that signs in."
+
+
+def test_a_web_page_is_no_file_of_a_store(hub: Hub, opened: Opener, pauses: list[float], tmp_path: Path) -> None:
+    """As from a proxy, or from a hotel that wants to be signed in to."""
+    hub.create(REPO, {"sage/index.json": b"{}", "README.md": b"card", f"sage/{WHEEL}": b"w"})
+    hub.misbehave("GET", "portal", 2)
+    assert opened().read("index.json", "README.md").files == {"index.json": b"{}", "README.md": b"card"}
+    hub.misbehave("GET", "portal", 99)
+    asks = {
+        f"index.json could not be read from hf://datasets/{REPO}@main/sage": lambda: opened().read("index.json"),
+        f"the list of files could not be read from hf://datasets/{REPO}@main/sage": opened().names,
+        f"{WHEEL} could not be downloaded from hf://datasets/{REPO}@main/sage": lambda: opened().download(
+            WHEEL, tmp_path / WHEEL
+        ),
+    }
+    for failed, ask in asks.items():
+        assert refusal(ask) == (
+            f"{failed}: 127.0.0.1: a web page came instead, as from a proxy or a login page (3 tries). Check the "
+            "network, or try again later."
+        )
+    assert (len(pauses), list(tmp_path.iterdir())) == (8, [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("portal", "a web page came instead, as from a proxy or a login page (3 tries). Check the network"),
+        ("corrupt", "that is not what a Hub answers (3 tries). Check the network"),
+        ("loop", "it redirects without end. Check the address and the settings of your network"),
+        ("garbage", "the connection broke off (3 tries). Check the network"),
+        ("trickle", "it sends less than 10 kB a second (3 tries). Check the network"),
+    ],
+)
+def test_whatever_answers_to_a_commit(
+    hub: Hub, opened: Opener, monkeypatch: pytest.MonkeyPatch, kind: str, told: str
+) -> None:
+    monkeypatch.setattr(tries, "GRACE", 0.2)
+    hub.create(REPO)
+    store = opened()
+    parent = store.read("index.json").revision
+    hub.misbehave("preupload", kind, 99)
+    line = refusal(lambda: store.commit(parent, {"index.json": b"{}"}, "m"))
+    assert line.startswith(f"hf://datasets/{REPO}@main/sage could not be written: 127.0.0.1: {told}")
+    hub.behave()
+    assert store.commit(parent, {"index.json": b"{}"}, "m")
+
+
+def test_a_repository_that_is_said_to_be_there(hub: Hub, opened: Opener) -> None:
+    """By a 409 without the address that the library wants; then it is there, or it is waited for."""
+    hub.misbehave("POST /api/repos/create", "409")
+    with pytest.raises(Conflict, match="was made and cannot be seen yet"):
+        opened().commit("", {"index.json": b"{}"}, "first")
+    assert opened().commit("", {"index.json": b"{}"}, "first")
+
+
+def test_an_answer_of_somebody_else_is_no_card(hub: Hub, opened: Opener, pauses: list[float]) -> None:
+    """What is read as the card is written again: an empty answer would wipe out what people wrote there."""
+    hub.create(REPO, {"sage/index.json": b"{}", "README.md": b"card"})
+    hub.misbehave(r"README\.md", "empty", 2)
+    assert opened().read("index.json", "README.md").files["README.md"] == b"card"
+    hub.misbehave(r"README\.md", "empty", 99)
+    line = refusal(lambda: opened().read("index.json", "README.md"))
+    assert line.endswith("127.0.0.1: that is not what a Hub answers (3 tries). Check the network, or try again later.")
+    assert len(pauses) == 4
+
+
+def test_a_list_without_end(hub: Hub, opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sagewheels.store.hub._MOST_PAGES", 2)
+    hub.create(REPO, {f"sage/{at}.txt": b"" for at in range(6)})
+    assert len(opened().names()) == 6
+    hub.create(REPO, {f"sage/{at}.txt": b"" for at in range(7)})
+    line = refusal(opened().names)
+    assert line == (
+        f"the list of files of hf://datasets/{REPO}@main/sage does not end. Check HF_ENDPOINT and the network."
+    )
 
 
 def test_a_stale_parent_is_a_conflict(hub: Hub, opened: Opener) -> None:

@@ -236,9 +236,9 @@ def test_an_index_that_cannot_be_read_is_never_overwritten(tmp_path: Path, text:
     put(store, {"index.json": text})
     wheel, ours = made(tmp_path)
     asks: list[Callable[[], object]] = [
-        lambda: index.publish(store, wheel, ours),
-        lambda: index.add_proof(store, ours),
-        lambda: index.initialise(store),
+        lambda: index.publish(store, wheel, ours, pause=nap),
+        lambda: index.add_proof(store, ours, pause=nap),
+        lambda: index.initialise(store, pause=nap),
     ]
     for ask in asks:
         with pytest.raises(StoreError, match=r"the store's index\.json .*(Mend it by hand|Update sagewheels)"):
@@ -336,6 +336,34 @@ def test_conflicts_without_end_do_end(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"kept changing during 12 tries\. Try again when others have finished\."):
         index.publish(opened(hub), *made(tmp_path), pause=naps.append)
     assert (len(naps), max(naps) <= 8, hub.commits) == (11, True, 0)
+
+
+def test_an_index_that_came_damaged_is_asked_for_again(hub: Hub, tmp_path: Path) -> None:
+    index.publish(opened(hub), *made(tmp_path, cuda=130), pause=nap)
+    hub.misbehave(r"resolve/main/sage/index\.json", "corrupt", 2)
+    naps = list[float]()
+    assert len(index.load(opened(hub), pause=naps.append)[0]) == 1
+    assert (len(naps), max(naps) <= 1) == (2, True)
+    hub.misbehave(r"resolve/main/sage/index\.json", "corrupt", 2)
+    assert index.publish(opened(hub), *made(tmp_path, cuda=128), pause=nap)
+    assert (hub.commits, len(index.load(opened(hub))[0])) == (2, 2)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"wheels": {}}', b"\xff"])
+def test_a_store_whose_index_stays_damaged_is_not_empty(hub: Hub, tmp_path: Path, text: bytes) -> None:
+    hub.create(REPO, {"sage/index.json": text, "sage/latest.json": json.dumps(LEGACY).encode()})
+    naps = list[float]()
+    with pytest.raises(StoreError) as caught:
+        index.load(opened(hub), pause=naps.append)
+    assert re.fullmatch(
+        r"the store's index\.json is not (JSON \(.+\)|a list of wheels)\. Try again later\. Mend it by hand or bring "
+        r"back its last good version from the store's history, then publish again\.",
+        str(caught.value),
+    )
+    assert (caught.value.code, len(naps), len(hub.requests)) == (7, 2, 6)
+    with pytest.raises(StoreError, match=r"the store's index\.json is not .*, so nothing was published\. Mend it"):
+        index.publish(opened(hub), *made(tmp_path), pause=nap)
+    assert hub.commits == 0
 
 
 def test_load_is_one_read(hub: Hub, tmp_path: Path) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sagewheels import web
 from sagewheels.errors import StoreError, UsageError
+from sagewheels.store import tries
 from sagewheels.store.tries import Trouble, busy, insist
 from tests.hub import Hub
 
@@ -181,6 +185,60 @@ def test_retry_after_is_honoured_and_capped(said: str, least: float, most: float
     assert refusal(lambda: insist("it", once, pauses.append)).startswith("it: 503 Service Unavailable (3 tries)")
     assert least <= pauses[0] <= most
     assert len(pauses) == 2
+
+
+def test_who_asks_for_more_patience_than_we_have_is_named() -> None:
+    def once() -> None:
+        trouble = busy(429, "3600")
+        assert trouble
+        raise trouble
+
+    pauses: list[float] = []
+    line = refusal(lambda: insist("it", once, pauses.append))
+    assert line == "it: 429 Too Many Requests (3 tries). It asks to be left alone for 3600 s: try again after that."
+    assert pauses == [60, 60]
+
+
+@pytest.mark.parametrize("content", [b"", b"w", b"w" * 3_000_000, os.urandom(3_000_000)], ids=len)
+def test_what_was_compressed_on_the_way(hub: Hub, tmp_path: Path, content: bytes) -> None:
+    hub.create(REPO, {WHEEL: content})
+    hub.misbehave("GET", "gzip", 2)
+    assert web.small(address(hub)) == content
+    web.download(address(hub), tmp_path / WHEEL)
+    assert ((tmp_path / WHEEL).read_bytes() == content, len(hub.requests)) == (True, 2)
+
+
+@pytest.mark.parametrize("kind", ["trickle", "endless"])
+def test_a_body_that_does_not_come_to_an_end(
+    hub: Hub, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The trickle never is silent for long, and the other one is quick: neither would end by itself."""
+    monkeypatch.setattr(tries, "GRACE", 0.2)
+    monkeypatch.setattr(web, "_LARGEST_FILE", 5 << 20)
+    hub.misbehave("GET", kind, 99)
+    told = {"trickle": "it sends less than 10 kB a second (3 tries)", "endless": "the answer is larger than 5 MiB. "}
+    started = time.monotonic()
+    line = refusal(lambda: web.download(address(hub), tmp_path / WHEEL, **options))
+    assert f"could not be downloaded: 127.0.0.1: {told[kind]}" in line
+    told["endless"] = "the answer is larger than 4 MiB. "
+    assert told[kind] in refusal(lambda: web.small(address(hub), **options))
+    assert time.monotonic() - started < 5
+    assert (len(hub.requests), list(tmp_path.iterdir())) == (6 if kind == "trickle" else 2, [])
+
+
+def test_slow_is_not_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large wheel may take its time, as long as it comes."""
+    clock = [0.0]
+    monkeypatch.setattr(tries, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    pace = tries.Pace()
+    for _ in range(1000):
+        clock[0] += 1.0
+        pace.arrived(tries.SLOWEST)
+    with pytest.raises(Trouble, match="it sends less than 10 kB a second"):
+        for _ in range(100):
+            clock[0] += 1.0
+            pace.arrived(1)
+    assert 1060 <= clock[0] <= 1062
 
 
 def test_retry_after_may_be_a_date() -> None:

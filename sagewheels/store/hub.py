@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _ABSENT = frozenset({"RepoNotFound", "RevisionNotFound", "EntryNotFound"})
+_MOST_PAGES = 1000
 _Json = TypeVar("_Json", dict[str, Any], list[dict[str, Any]])
 
 
@@ -69,10 +70,11 @@ class HubStore:
 
     def read(self, *paths: str) -> Snapshot:
         """The contents of small files at one commit, with one request for each. Raises StoreError."""
-        revision, files = "", dict[str, bytes]()
+        revision, files, says_commit = "", dict[str, bytes](), False
         for path in dict.fromkeys(paths):
-            found, content = self._small(path, revision or self._repo.branch)
+            found, content = self._small(path, revision or self._repo.branch, says_commit=says_commit)
             if not revision:
+                says_commit = bool(found)
                 revision = found or self._head()
                 if not revision:
                     break
@@ -88,9 +90,13 @@ class HubStore:
         names: list[str] = []
         folder = self._repo.folder
         url = f"{self._repo.api}/tree/{quote(self._repo.branch, safe='')}/{quote(folder.rstrip('/'))}?recursive=true"
-        while url:
+        for _ in range(_MOST_PAGES):
             items, url = self._json(url, "the list of files", list)
             names += [item["path"].removeprefix(folder) for item in items if item.get("type") == "file"]
+            if not url:
+                break
+        else:
+            raise StoreError(f"the list of files of {self.label} does not end", "Check HF_ENDPOINT and the network")
         return sorted(name for name in names if not name.startswith("."))
 
     def download(self, path: str, to: Path, progress: Callable[[int, int], None] | None = None) -> None:
@@ -156,13 +162,20 @@ class HubStore:
             raise StoreError(f"{whose} and may not write to {self._repo.name}", self._repo.remedy)
         return f"{whose} and may write to {self._repo.name}"
 
-    def _small(self, path: str, revision: str) -> tuple[str, bytes | None]:
-        """The commit that `revision` names, if the answer says so, and the content of one file, if there is one."""
-        url = self._repo.address(path, revision)
+    def _small(self, path: str, revision: str, *, says_commit: bool = False) -> tuple[str, bytes | None]:
+        """The commit that `revision` names, if the answer says so, and the content of one file, if there is one.
+
+        Where the Hub is known to say it (`says_commit`), an answer that does not is somebody else's.
+        """
+
+        def check(answer: requests.Response, _: bytes) -> None:
+            _demand_no_page(answer)
+            if says_commit and answer.ok and not _commit_of(answer):
+                raise Trouble("that is not what a Hub answers")
+
         failed = f"{path} could not be read from {self.label}"
-        answer, content = self._web.ask(url, failed, check=lambda answer, _: _demand_no_page(answer))
-        commits = (part.headers.get("X-Repo-Commit") for part in (*answer.history, answer))
-        commit = next((item for item in commits if item), "")
+        answer, content = self._web.ask(self._repo.address(path, revision), failed, check=check)
+        commit = _commit_of(answer)
         if _absent(answer):
             return commit, None
         self._demand(answer, path)
@@ -211,6 +224,12 @@ class HubStore:
     def _sign(self, request: requests.PreparedRequest) -> None:
         if self._repo.token:
             request.headers["Authorization"] = f"Bearer {self._repo.token}"
+
+
+def _commit_of(answer: requests.Response) -> str:
+    """The commit that an answer, or what it was led here by, says that it is of."""
+    commits = (part.headers.get("X-Repo-Commit") for part in (*answer.history, answer))
+    return next((item for item in commits if item), "")
 
 
 def _demand_no_page(answer: requests.Response) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,6 +72,8 @@ class HubClient:
             if status:
                 return repo.refusal(status, what, str(getattr(cause, "server_message", "") or ""))
             error, cause = cause, cause.__cause__
+        if isinstance(error, json.JSONDecodeError):
+            return Trouble("that is not what a Hub answers")
         said = " ".join(f"{type(error).__name__} {redacted(str(error))}".split())[:200]
         return StoreError(f"{repo.label}: could not {what}: {said}", "Check the network, or try again later")
 
