@@ -17,7 +17,7 @@ from sagewheels import config
 from sagewheels.errors import Interrupted, SageError, UsageError
 from sagewheels.job import Job
 
-_SWITCHES = frozenset("--dry-run -d --rebuild -r --force -f --all --full --json -j".split())
+_SWITCHES = frozenset("--dry-run -d --rebuild -r --no-wait -n --force -f --all --full --json -j".split())
 """The flags that take no value."""
 
 
