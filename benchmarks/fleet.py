@@ -4,7 +4,7 @@
 
 Each machine is a process that runs `auto` with a target, a work folder and a wheelhouse of its own, on one store: a
 folder, or a Hub on the loopback interface whose commits take 0.2 s and whose reads lag as long. What stands in for the
-compiler takes --build seconds, and each build gives other bytes. The first one to build is killed half-way (SIGKILL).
+compiler takes --build seconds, and each build gives other bytes. The first one to build never ends, and is killed.
 A lease, 6 min in truth, takes --lease seconds here, and all else of a claim is as much shorter.
 
 Ends with 1 unless exactly one more machine built (with --no-kill: exactly one), and all that are left installed the
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -58,12 +59,19 @@ def live(folder: Path, build: float, lease: float) -> None:
 
     def during(key: str) -> str:
         note(folder, "begins to build", key=key)
-        time.sleep(build)
+        try:
+            (folder.parent / "victim").open("x").close()
+            time.sleep(3600)
+        except FileExistsError:
+            time.sleep(build)
         note(folder, "has built")
         return f"mark = 'built by {folder.name}'\n"
 
     fleet.with_build(setattr, during)
     store = json.loads((folder.parent / "store.json").read_text(encoding="utf-8"))
+    if "hf_repo_id" in store:
+        # Where many share a core, the import alone may take longer than such a lease.
+        importlib.import_module("huggingface_hub.hf_api")
     machine = wheels.machine(folder, **store)
     note(folder, "runs auto")
     auto.auto(machine.job())
@@ -108,7 +116,7 @@ def machines(root: Path, arguments: argparse.Namespace) -> Iterator[dict[str, su
 
 
 def follow(root: Path, running: dict[str, subprocess.Popen[bytes]], arguments: argparse.Namespace) -> str:
-    """Waits until every machine has ended, and kills the first builder half-way; its name."""
+    """Waits until every machine has ended, and kills the first builder; its name."""
     killed, deadline = "", time.monotonic() + arguments.machines * 10 + 20 * arguments.lease
     while any(process.poll() is None for process in running.values()):
         if time.monotonic() > deadline:
@@ -117,6 +125,7 @@ def follow(root: Path, running: dict[str, subprocess.Popen[bytes]], arguments: a
         if not arguments.no_kill and begun and not killed:
             killed = str(begun[0]["machine"])
             time.sleep(arguments.build / 2)
+            # SIGKILL: nothing of it can tell the others.
             running[killed].send_signal(signal.SIGKILL)
             running[killed].wait()
             note(root / killed, "is killed")
@@ -152,6 +161,8 @@ def main(arguments: argparse.Namespace) -> int:
             hub.commit_seconds, hub.lag_seconds = _COMMIT, _COMMIT
             store = {"sage_store": "", "hf_repo_id": _REPO, "hf_endpoint": hub.endpoint, "hf_token": "hf_write"}
         (root / "store.json").write_text(json.dumps(store), encoding="utf-8")
+        if arguments.no_kill:
+            (root / "victim").touch()
         started = time.time()
         with machines(root, arguments) as running:
             killed = follow(root, running, arguments)

@@ -29,6 +29,7 @@ _LARGEST = 1_000_000
 _LAG_TRIES, _RELEASE_TRIES = 4, 6
 _FORGOTTEN = timedelta(days=1)
 _SCHEMA = 1
+_FORM = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +71,16 @@ class Watch:
     def left(self, claim: Claim) -> float:
         """Seconds until it is taken for dead unless it is renewed; 0 or less: it is dead."""
         first = self._seen.setdefault((claim.nonce, claim.renewals), self._clock())
-        promised = (when(claim.until_utc) - self._now()).total_seconds() + GRACE
-        return min(first + LEASE - self._clock(), promised)
+        try:
+            until = datetime.strptime(claim.until_utc, _FORM).replace(tzinfo=timezone.utc)
+        except ValueError:
+            return 0.0
+        return min(first + LEASE - self._clock(), (until - self._now()).total_seconds() + GRACE)
 
 
 def stamp(moment: datetime) -> str:
     """`2026-01-02T03:04:05Z`."""
-    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(timezone.utc).strftime(_FORM)
 
 
 def new(build_key: str, *, wheel: str, who: str, nonce: str) -> Claim:
