@@ -26,6 +26,7 @@ _HELP = {
     "force": "compile even when the wheelhouse has this build key",
     "full": "also the long checks: streams, graphs, odd lengths, a second GPU, torch.compile (minutes)",
     "rebuild": "compile even when a wheel fits",
+    "no_wait": "compile though another machine compiles the same wheel, and claim nothing",
     "all": "also the wheelhouse, the logs and the compiled objects in WORK_DIR",
     "sign": "make a key and a list of signers where there is none, and sign the index with it",
 }
@@ -35,7 +36,7 @@ def _flags(*names: str) -> dict[str, str]:
     return {name: _HELP[name] for name in names}
 
 
-@task(default=True, help=_flags("arch", "python", "store", "manifest", "dry_run", "rebuild"))
+@task(default=True, help=_flags("arch", "python", "store", "manifest", "dry_run", "rebuild", "no_wait"))
 def auto(
     c: Context,
     arch: str | None = None,
@@ -44,6 +45,7 @@ def auto(
     manifest: str | None = None,
     dry_run: bool = False,
     rebuild: bool = False,
+    no_wait: bool = False,
 ) -> None:
     """Make this machine run proven attention: stack, fetch, (verify | build, upload), smoke.
 
@@ -52,7 +54,7 @@ def auto(
     from sagewheels import auto as graph
 
     with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
-        graph.auto(job, rebuild=rebuild)
+        graph.auto(job, rebuild=rebuild, no_wait=no_wait)
 
 
 @task(help=_flags("arch", "python", "store", "manifest", "dry_run"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from sagewheels import installed, stack, steps, ui
@@ -11,16 +11,21 @@ from sagewheels.errors import NothingCompatible, SageError, StoreError, Untruste
 from sagewheels.job import Job
 from sagewheels.steps import Made
 
+if TYPE_CHECKING:
+    from sagewheels.claim import Turn
 
-def auto(job: Job, *, rebuild: bool = False) -> None:
+
+def auto(job: Job, *, rebuild: bool = False, no_wait: bool = False) -> None:
     """A machine that runs proven attention; when it does already, nothing is changed and nobody is asked.
+
+    Another machine that compiles the same wheel already is waited for, but with `rebuild` or `no_wait`.
 
     Raises what the steps raise; a store that cannot be written is told last, when the machine works.
     """
     if not rebuild and in_place(job):
         return
     if job.dry_run:
-        plan(job, rebuild=rebuild)
+        plan(job, rebuild=rebuild, no_wait=no_wait)
         return
     started = time.monotonic()
     # Before gigabytes of torch are installed for an arch that nothing can be built for.
@@ -29,10 +34,7 @@ def auto(job: Job, *, rebuild: bool = False) -> None:
         _demand_trust(job)
     steps.do_stack(job, believing=not rebuild)
     made = None if rebuild else _existing(job)
-    built = None if made else steps.do_build(job, force=rebuild)
-    trouble = _publish(job, built) if built else None
-    ready = made or built
-    assert ready is not None
+    ready, trouble = (made, None) if made else _build(job, rebuild=rebuild, no_wait=no_wait)
     steps.do_verify(job, ready)
     steps.do_smoke(job)
     if trouble:
@@ -44,7 +46,7 @@ def auto(job: Job, *, rebuild: bool = False) -> None:
 _REST = "then the wheel is verified, installed and smoked; nothing was changed"
 
 
-def plan(job: Job, *, rebuild: bool) -> None:
+def plan(job: Job, *, rebuild: bool, no_wait: bool = False) -> None:
     """Says what `auto` would do, and why, step by step; asks the store, changes nothing."""
     steps.do_stack(job, believing=not rebuild)
     if stack.faults(job.target, job.need, job.settings):
@@ -57,6 +59,7 @@ def plan(job: Job, *, rebuild: bool) -> None:
         found = _in_wheelhouse(job) is not None
     if not found:
         steps.do_build(job)
+        _announce(job, shared=_is_shared(job, rebuild, no_wait))
         ui.say("upload", f"would publish it to {job.store.label}" if job.store.writable else "would publish nothing")
     ui.say("plan", _REST)
 
@@ -139,10 +142,35 @@ def _in_wheelhouse(job: Job) -> Made | None:
     return None
 
 
-def _publish(job: Job, built: Made) -> SageError | None:
+def _is_shared(job: Job, rebuild: bool, no_wait: bool) -> bool:
+    """Whether a build is claimed in the store. One that did not answer to fetch is not asked again."""
+    return not rebuild and not no_wait and job.revision is not None and not job.settings.wheel_url
+
+
+def _announce(job: Job, *, shared: bool) -> None:
+    from sagewheels import claim
+
+    try:
+        claim.announce(job, shared=shared)
+    except StoreError as error:
+        ui.warn("auto", f"the store was not reached: {error}")
+
+
+def _build(job: Job, *, rebuild: bool, no_wait: bool) -> tuple[Made, SageError | None]:
+    """A wheel that was compiled here and published, or by another machine and fetched; and what kept it here, if so."""
+    from sagewheels import claim
+
+    with claim.Turn(job, shared=_is_shared(job, rebuild, no_wait)) as turn:
+        built = steps.do_build(job, force=rebuild, turn=turn)
+        assert built is not None
+        return built, None if turn.fetched else _publish(job, built, turn)
+
+
+def _publish(job: Job, built: Made, turn: Turn) -> SageError | None:
     """Uploads before anything else can go wrong; what goes wrong here must not cost the compile."""
     try:
-        steps.do_upload(job, built)
+        steps.do_upload(job, built, along=turn.along())
+        turn.published()
     except (StoreError, Untrusted, UsageError) as error:
         ui.warn("auto", str(error))
         return error

@@ -96,9 +96,14 @@ def made_before(settings: Settings, plan: Plan, archs: Sequence[Arch], known_bad
 
     None for one that is known to be bad: `run` says so.
     """
+    key = known_key(settings, plan)
+    return None if not key or bad.of_build(key, archs, known_bad) else _kept(settings, key)
+
+
+def known_key(settings: Settings, plan: Plan) -> str:
+    """The build key that this plan will have, empty where only a checkout tells it."""
     commit = source.known(settings, plan.recipe)
-    key = buildplan.build_key(plan, commit, [patch.sha256 for patch in plan.recipe.patches])
-    return None if not commit or bad.of_build(key, archs, known_bad) else _kept(settings, key)
+    return buildplan.build_key(plan, commit, [patch.sha256 for patch in plan.recipe.patches]) if commit else ""
 
 
 def _kept(settings: Settings, key: str) -> Made | None:

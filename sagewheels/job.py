@@ -67,6 +67,8 @@ class Job:
         self._target: Target | None = None
         self.is_store_missing = False
         """Whether the store, once it was read, turned out not to exist."""
+        self.revision: str | None = None
+        """The state of the store that `published` is of; None before it was read."""
         self.marks_in_store: list[Mark] = []
         """The wheels that the store, once it was read, says are bad."""
 
@@ -143,9 +145,15 @@ class Job:
         self.marks_in_store, unread = entries.marks(snapshot)
         # A mistyped folder, or a disk that is not mounted, reads as empty: it must not look like an empty store.
         self.is_store_missing = not snapshot.revision
+        self.revision = snapshot.revision
         for problem in (*problems, *unread):
             ui.warn("store", problem)
         return found
+
+    def look_again(self) -> None:
+        """Reads the store anew, which others write to. Raises StoreError when it does not answer."""
+        vars(self).pop("published", None)
+        _ = self.published
 
     @property
     def need(self) -> Need:

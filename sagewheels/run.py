@@ -20,7 +20,7 @@ from sagewheels.errors import Interrupted, SageError, UsageError
 from sagewheels.job import Job
 from sagewheels.redact import redacted
 
-_SWITCHES = frozenset("--dry-run -d --rebuild -r --force -f --all --full --json -j --sign -i".split())
+_SWITCHES = frozenset("--dry-run -d --rebuild -r --no-wait -n --force -f --all --full --json -j --sign -i".split())
 """The flags that take no value."""
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagewheels import build as compiling
 from sagewheels import (
@@ -24,12 +24,16 @@ from sagewheels import (
     wheelhouse,
 )
 from sagewheels import fetch as fetching
+from sagewheels.buildplan import Plan
 from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, Untrusted, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import Proof, WheelManifest
 from sagewheels.match import rank
 from sagewheels.recipe import Recipe
 from sagewheels.target import Target
+
+if TYPE_CHECKING:
+    from sagewheels.store.index import Along
 
 Made = tuple[Path, WheelManifest]
 
@@ -145,8 +149,11 @@ def do_verify(job: Job, made: Made) -> None:
     job.target = installed.install(job.settings, job.target, recipe, path, found.sha256)
 
 
-def do_build(job: Job, *, force: bool = False) -> Made | None:
-    """A wheel for the archs in the wheelhouse; None in a dry run. Raises UsageError, StoreError, BuildFailed."""
+def do_build(job: Job, *, force: bool = False, turn: Callable[[Plan], Made | None] | None = None) -> Made | None:
+    """A wheel for the archs in the wheelhouse; None in a dry run. Raises UsageError, StoreError, BuildFailed.
+
+    `turn` is asked when all is ready to compile. It may wait; what it returns is taken instead.
+    """
     job.recipe.cubins_for(job.archs)
     toolkit.torch_of(job.target)
     if job.dry_run:
@@ -169,13 +176,16 @@ def do_build(job: Job, *, force: bool = False) -> Made | None:
     kit = preflight.check(job.settings, job.recipe, job.archs, job.target, job.host)
     plan_ = buildplan.prepare(job.settings, job.recipe, job.archs, job.target, job.host, kit)
     ui.say("build", f"nvcc {plan_.toolkit.build} from {plan_.toolkit.origin}, {plan_.toolkit.compiler}")
+    if turn and (made := turn(plan_)):
+        return made
     return compiling.run(job.settings, plan_, force=force, known_bad=wanted.known_bad, archs=wanted.archs)
 
 
-def do_upload(job: Job, made: Made, *, asked: bool = False, named: bool = False) -> bool:
+def do_upload(job: Job, made: Made, *, asked: bool = False, named: bool = False, along: Along | None = None) -> bool:
     """Wheel and manifest are in the store, in one commit; False when nothing was published, which is said.
 
-    With SIGNING_KEY they are signed, also a wheel of another machine that the user `named`.
+    With SIGNING_KEY they are signed, also a wheel of another machine that the user `named`. What `along` changes is in
+    that commit too, if there is one.
 
     Raises StoreError, also for a store that cannot be written when the user asked for the upload itself.
     """
@@ -195,7 +205,7 @@ def do_upload(job: Job, made: Made, *, asked: bool = False, named: bool = False)
     verify.stable(wheel.inspect(path, job.recipe.package), manifest)
     job.trust.demand_signable(manifest, named=named)
     manifest = job.trust.own_proofs(manifest)
-    if index.publish(job.store, path, manifest, vouch=job.trust.entry if job.trust.signs else None):
+    if index.publish(job.store, path, manifest, vouch=job.trust.entry if job.trust.signs else None, along=along):
         standing = "proven" if manifest.proofs else "a candidate until it is proven"
         ui.say("upload", f"{path.name} is in {job.store.label}, {standing}")
     else:

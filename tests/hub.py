@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -46,6 +47,7 @@ class Repo:
     private: bool = False
     branches: dict[str, list[str]] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    shown_at: dict[str, float] = field(default_factory=dict)
 
     def add(self, branch: str, files: dict[str, bytes]) -> str:
         sha = hashlib.sha1(os.urandom(16)).hexdigest()
@@ -73,6 +75,9 @@ class Hub:
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.commits = self.lfs_puts = 0
+        self.commit_seconds = self.lag_seconds = 0.0
+        """How long a commit holds its branch, and for how long after it reads still answer with the state before."""
+        self._held: dict[str, float] = {}
         self.tokens_seen: set[str] = set()
         self._troubles: list[Trouble] = []
         self._lock, self.closing = threading.RLock(), threading.Event()
@@ -133,10 +138,24 @@ class Hub:
         with self._lock:
             for pattern, name in _ROUTES:
                 found = re.fullmatch(pattern, f"{method} {path}")
+                if found and name == "_commit":
+                    return self._slow_commit(path, found.groupdict(), body, token)
                 if found:
                     reply: Answer = getattr(self, name)(found.groupdict(), body, token, lag, query)
                     return reply
         return _problem(404, f"no such route: {method} {path}")
+
+    def _slow_commit(self, path: str, at: dict[str, str], body: bytes, token: str) -> Answer:
+        """A commit in its time: it holds the branch for as long, and 409 is what others get meanwhile."""
+        now = time.monotonic()
+        if self._held.get(path, 0.0) > now:
+            return _problem(409, "Another commit is in progress on this branch")
+        reply = self._commit(at, body, token, False, {})
+        if reply[0] == 200 and self.commit_seconds:
+            self._held[path] = now + self.commit_seconds
+            repo = self.repos[(at["type"][:-1], at["repo"])]
+            repo.shown_at[repo.branches[at["rev"]][-1]] = now + self.commit_seconds + self.lag_seconds
+        return reply
 
     def _whoami(self, at: dict[str, str], body: bytes, token: str, lag: bool, query: dict[str, list[str]]) -> Answer:
         role = "write" if token in self.write else "read"
@@ -251,7 +270,8 @@ class Hub:
         if repo is None or (repo.private and not token):
             return Repo(), "", _problem(404 if token else 401, "Repository not found", "RepoNotFound")
         rev = at.get("rev") or "main"
-        commits = repo.branches.get(rev, [])
+        now = time.monotonic()
+        commits = [one for one in repo.branches.get(rev, []) if repo.shown_at.get(one, 0.0) <= now]
         sha = rev if rev in repo.commits else commits[-2:][0] if lag and commits else (commits or [""])[-1]
         return repo, sha, None if sha else _problem(404, "Invalid rev id", "RevisionNotFound")
 
@@ -338,7 +358,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif instead := _instead(kind, hub.endpoint, self.path):
             self._send(*instead)
         else:
-            self._send(*hub.answer(self.command, self.path, body, token, kind == "lag"), kind)
+            answer = hub.answer(self.command, self.path, body, token, kind == "lag")
+            if hub.commit_seconds and answer[0] == 200 and "/commit/" in self.path:
+                hub.closing.wait(hub.commit_seconds)
+            self._send(*answer, kind)
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 

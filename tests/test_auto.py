@@ -30,7 +30,7 @@ class Compiler:
     def __init__(self, **made: Any) -> None:
         self.made, self.asked = made, list[bool]()
 
-    def __call__(self, job: Job, *, force: bool = False) -> steps.Made:
+    def __call__(self, job: Job, *, force: bool = False, turn: Any = None) -> steps.Made:
         self.asked.append(force)
         assert not job.dry_run
         if not self.made:
@@ -56,7 +56,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
     made = Compiler(python="mark = 'built'\n", version=f"{VERSION}+cu130torch2.11sm120.kbuilt")
     dry = steps.do_build
 
-    def build(job: Job, *, force: bool = False) -> steps.Made | None:
+    def build(job: Job, *, force: bool = False, turn: Any = None) -> steps.Made | None:
         return dry(job, force=force) if job.dry_run else made(job, force=force)
 
     monkeypatch.setattr(steps, "do_build", build)
@@ -380,9 +380,10 @@ def test_dry_run_with_an_empty_store(here: Machine, compiler: Compiler, capsys: 
     before = wheels.tree(here.folder)
     auto.auto(here.job(dry_run=True))
     said = capsys.readouterr().out.splitlines()
-    assert [line.split("]")[0][1:] for line in said] == ["stack", "fetch", "fetch", "build", "upload", "plan"]
+    assert [line.split("]")[0][1:] for line in said] == ["stack", "fetch", "fetch", "build", "claim", "upload", "plan"]
     assert said[3].startswith("[build] would compile tiny for 12.0: ")
-    assert said[4] == f"[upload] would publish it to {here.settings.sage_store}"
+    assert said[4] == f"[claim] would claim it in {here.settings.sage_store}, so that other machines wait for it"
+    assert said[5] == f"[upload] would publish it to {here.settings.sage_store}"
     assert (wheels.tree(here.folder), compiler.asked) == (before, [])
     with pytest.raises(NothingCompatible):
         auto.install(here.job(dry_run=True))
@@ -426,5 +427,5 @@ def test_dry_run_of_rebuild(here: Machine, compiler: Compiler, capsys: pytest.Ca
     before = wheels.tree(here.folder)
     capsys.readouterr()
     auto.auto(here.job(dry_run=True), rebuild=True)
-    assert topics(capsys) == ["stack", "build", "upload", "plan"]
+    assert topics(capsys) == ["stack", "build", "claim", "upload", "plan"]
     assert (wheels.tree(here.folder), compiler.asked) == (before, [])

@@ -43,7 +43,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stands in for the build step, which needs nvcc: the text of the package to build; grows with each build."""
     python = ["mark = 'built'\n"]
 
-    def build(job: Job, *, force: bool = False) -> steps.Made:
+    def build(job: Job, *, force: bool = False, turn: Any = None) -> steps.Made:
         path = wheels.make(job.settings.work_dir / "out", version=BUILT.split("-")[1], python=python[-1])
         python.append(python[-1])
         manifest = wheels.describe(path, created_at_utc="2026-05-05T00:00:00Z")

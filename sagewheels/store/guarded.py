@@ -12,7 +12,7 @@ from typing import Any
 from sagewheels.errors import StoreError, Untrusted
 from sagewheels.manifest import ManifestError, load_json
 from sagewheels.store import Conflict, Snapshot, Store, serials
-from sagewheels.store.entries import INDEX, LATEST, encoded
+from sagewheels.store.entries import INDEX, LATEST, damage, encoded
 from sagewheels.trust import Trust, canonical
 
 _LAG_TRIES = 4
@@ -53,6 +53,12 @@ class GuardedStore:
         """Whether `commit` can be tried at all."""
         return self._inner.writable
 
+    @property
+    def publishable(self) -> bool:
+        """Whether an index of ours would be taken, as far as what was read last tells."""
+        signed = self._last is not None and bool((_document(self._last) or {}).get("signature"))
+        return self.writable and (self._trust.signs or not (self._trust.enforced or signed))
+
     def adopting(self) -> GuardedStore:
         """The same store, to sign for the first time, or anew after its signer is trusted no longer."""
         return GuardedStore(self._inner, self._trust, self._memory, least=self._least, adopting=True, pause=self._pause)
@@ -63,22 +69,40 @@ class GuardedStore:
         latest.json, which nobody signs, says what a signed index says of the wheel that it names, or is not there.
         Raises StoreError, and Untrusted for an index that cannot be believed.
         """
-        snapshot = self._last = self._inner.read(*paths)
-        if self._adopting or INDEX not in paths or not (self._trust.enforced or self._trust.signs):
+        snapshot = self._inner.read(*paths)
+        if INDEX not in paths:
             return snapshot
+        self._last = snapshot
+        if self._adopting or not (self._trust.enforced or self._trust.signs):
+            return snapshot
+        if self._trust.enforced:
+            snapshot = self._last = self._settled(snapshot, paths)
         document = _document(snapshot)
         if not self._trust.enforced and not (document or {}).get("signature"):
             return snapshot
-        for attempt in range(1, _LAG_TRIES):
-            # Right after a commit, a Hub may still answer with the state before it.
-            if not self._trust.enforced or _serial(document) >= self._floor():
-                break
-            self._pause(random.uniform(0.3, 1.0) * 2**attempt)
-            snapshot = self._last = self._inner.read(*paths)
-            document = _document(snapshot)
-        if self._trust.enforced:
-            self._believe(snapshot, document)
         return Snapshot(revision=snapshot.revision, files=_without_strangers(snapshot.files, document))
+
+    def _settled(self, snapshot: Snapshot, paths: tuple[str, ...]) -> Snapshot:
+        """What is believed of what came, or comes when it is asked for again. Raises Untrusted.
+
+        Right after a commit a Hub may still answer with the state before it, and bytes may be damaged on their way. An
+        index that is no JSON is for whoever reads it to refuse: nothing in it counts.
+        """
+        for attempt in range(1, _LAG_TRIES + 1):
+            document = _document(snapshot)
+            try:
+                # An index of ten thousand wheels is not read twice for nothing.
+                if (document and isinstance(document.get("wheels"), list)) or not damage(snapshot):
+                    self._believe(snapshot, document)
+                return snapshot
+            except Untrusted:
+                is_old = document is not None and _serial(document) < self._floor()
+                if attempt == _LAG_TRIES or (attempt > 1 and not is_old):
+                    raise
+            if is_old:
+                self._pause(random.uniform(0.3, 1.0) * 2**attempt)
+            snapshot = self._inner.read(*paths)
+        raise AssertionError("unreachable")
 
     def names(self) -> list[str]:
         """The paths of all files."""

@@ -20,7 +20,7 @@ from sagewheels.web import TIMEOUT, Web
 
 if TYPE_CHECKING:
     import requests
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
 _ABSENT = frozenset({"RepoNotFound", "RevisionNotFound", "EntryNotFound"})
 _MOST_PAGES = 1000
@@ -57,6 +57,7 @@ class HubStore:
         self._private = private
         self._web = Web(self._repo.endpoint, sign=self._sign, timeout=timeout, pause=pause)
         self._client = HubClient(self._repo, timeout, pause)
+        self._uploads: dict[tuple[str, Path, int, int], CommitOperationAdd] = {}
 
     @property
     def label(self) -> str:
@@ -114,25 +115,38 @@ class HubStore:
         """Writes all files in one commit on `parent`, and makes the repository when `parent` is "".
 
         Raises Conflict, with nothing written, when the branch is no longer at `parent`; StoreError otherwise. An
-        answer that was lost is asked for again: had the commit been made, the second try ends in Conflict.
+        answer that was lost is asked for again: had the commit been made, the second try ends in Conflict. After a
+        Conflict, a wheel that was hashed and uploaded is neither again.
         """
         repo, paths = self._repo, {self._repo.inside(path): content for path, content in files.items()}
         parent = parent or self._begin(files)
 
         def once(api: HfApi) -> str:
-            from huggingface_hub import CommitOperationAdd
-
-            additions = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=paths[path]) for path in paths]
-            return api.create_commit(
+            done = api.create_commit(
                 repo.name,
-                additions,
+                [self._addition(path, content) for path, content in paths.items()],
                 commit_message=message,
                 repo_type=repo.kind,
                 revision=repo.branch,
                 parent_commit=parent,
-            ).oid
+            )
+            # The library takes no operation twice.
+            self._uploads.clear()
+            return done.oid
 
         return self._client.write("write", once)
+
+    def _addition(self, path: str, content: bytes | Path) -> CommitOperationAdd:
+        """What the library is to add: for an unchanged file the same object as before, which knows that it is there."""
+        from huggingface_hub import CommitOperationAdd
+
+        if isinstance(content, bytes):
+            return CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
+        stat = content.stat()
+        key = (path, content, stat.st_mtime_ns, stat.st_size)
+        if key not in self._uploads:
+            self._uploads[key] = CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
+        return self._uploads[key]
 
     def address(self, path: str) -> str:
         """The address that `pip install` takes."""

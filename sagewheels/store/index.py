@@ -15,12 +15,16 @@ from sagewheels import bad
 from sagewheels.bad import Mark, Marks
 from sagewheels.errors import Refused, StoreError
 from sagewheels.manifest import ManifestError, WheelManifest, parse, when
-from sagewheels.store import Conflict, Snapshot, Store
+from sagewheels.store import Conflict, Snapshot, Store, contention
 from sagewheels.store.card import CARD, card
 from sagewheels.store.entries import INDEX, LATEST, MEND, damage, document, encoded, entries, latest, merge
 
-TRIES = 12
 READS = 3
+
+Along = Mapping[str, Callable[[bytes | None], bytes | None]]
+"""Small files that change in the same commit: from what each is to what it becomes, None for no change."""
+Vouch = Callable[[WheelManifest | None, WheelManifest], WheelManifest]
+"""From the entry that is there, if any, and a manifest to the entry to be published, with its maker's signature."""
 
 _LAG_TRIES = 5
 _OURS = "Nobody's wheel is overwritten: remove that one yourself, or use another store"
@@ -39,28 +43,25 @@ def load(
     return found, problems, snapshot
 
 
-Vouch = Callable[[WheelManifest | None, WheelManifest], WheelManifest]
-"""From the entry that is there, if any, and a manifest to the entry to be published, with its maker's signature."""
-
-
 def publish(
     store: Store,
     wheel: Path,
     manifest: WheelManifest,
     *,
     vouch: Vouch | None = None,
+    along: Along | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> bool:
     """Wheel, manifest, index and card are in the store afterwards, in one commit; False when they already were.
 
-    Without `vouch` nothing is signed.
+    Without `vouch` nothing is signed. What `along` changes is in that commit too, if there is one.
 
     Raises Refused when the file is not what the manifest says; StoreError when another file of that name is there,
     listed or not, when the index cannot be read, or when the store does not take it.
     """
     if wheel.name != manifest.wheel_file or _sha256(wheel) != manifest.wheel_sha256:
         raise Refused(f"{wheel} is not the file that its manifest describes", "Build it again")
-    return _commit(store, manifest, wheel, f"Publish {manifest.wheel_file}", pause, vouch)
+    return _commit(store, manifest, wheel, f"Publish {manifest.wheel_file}", pause, vouch, along)
 
 
 def add_proof(store: Store, manifest: WheelManifest, *, pause: Callable[[float], None] = time.sleep) -> bool:
@@ -140,9 +141,10 @@ def _commit(
     message: str,
     pause: Callable[[float], None],
     vouch: Vouch | None = None,
+    along: Along | None = None,
 ) -> bool:
     """One commit that adds this manifest, and the wheel if given, to whatever the store holds by then."""
-    looks = 0
+    looks, found = 0, dict[str, str]()
 
     def changes(snapshot: Snapshot) -> dict[str, bytes | Path]:
         nonlocal looks
@@ -150,7 +152,7 @@ def _commit(
         index, known = document(snapshot), entries(snapshot)[0]
         there = next((entry for entry in known if entry.wheel_file == manifest.wheel_file), None)
         if there is None:
-            _demand_room(store, index, manifest, wheel, patient=looks < _LAG_TRIES)
+            _demand_room(store, index, manifest, wheel, found, patient=looks < _LAG_TRIES)
         elif there.wheel_sha256 != manifest.wheel_sha256:
             text = f"{store.label} already holds another {manifest.wheel_file}, of sha256 {there.wheel_sha256 or '?'}"
             raise StoreError(text, _OURS)
@@ -159,15 +161,25 @@ def _commit(
         entry = _complete(store, there, manifest, vouch)
         if there and _keys(entry) == _keys(there) and entry.data.get("signature") == there.data.get("signature"):
             return {}
-        return _additions(store, snapshot, index, known=known, entry=entry, wheel=wheel)
+        files = _additions(store, snapshot, index, known=known, entry=entry, wheel=wheel)
+        for path, change in (along or {}).items():
+            if (content := change(snapshot.files.get(path))) is not None:
+                files[path] = content
+        return files
 
-    return _insist(store, changes, message, pause)
+    return _insist(store, changes, message, pause, along)
 
 
 def _demand_room(
-    store: Store, index: Mapping[str, Any], manifest: WheelManifest, wheel: Path | None, *, patient: bool
+    store: Store,
+    index: Mapping[str, Any],
+    manifest: WheelManifest,
+    wheel: Path | None,
+    found: dict[str, str],
+    *,
+    patient: bool,
 ) -> None:
-    """Nothing when this manifest may become a new entry.
+    """Nothing when this manifest may become a new entry. `found` keeps the hash of what was downloaded to find out.
 
     Raises StoreError, or Conflict while `patient`, when there is no wheel for it; StoreError when an entry that cannot
     be read has its name, and when a file that no entry lists has its name and is another.
@@ -180,35 +192,25 @@ def _demand_room(
         raise Conflict(f"{name} is not in {store.label} yet")
     if wheel is None:
         raise StoreError(f"{name} is not in {store.label}", "Upload it first")
-    if name in store.names():
+    if name not in found and name in store.names():
         # What an upload left behind that was killed, or what somebody put there by hand.
         with tempfile.TemporaryDirectory(prefix="sagewheels-") as folder:
             store.download(name, Path(folder) / name)
-            found = _sha256(Path(folder) / name)
-        if found != manifest.wheel_sha256:
+            found[name] = _sha256(Path(folder) / name)
+        if found[name] != manifest.wheel_sha256:
             raise StoreError(f"{store.label} already holds another {name}, which {INDEX} does not list", _OURS)
 
 
 def _insist(
     store: Store,
-    changes: Callable[[Snapshot], Mapping[str, bytes | Path]],
+    changes: contention.Changes,
     message: str,
     pause: Callable[[float], None],
+    along: Along | None = None,
 ) -> bool:
-    """Reads, merges and commits until nobody came between; False when there was nothing to change from the start."""
-    for attempt in range(TRIES):
-        if attempt:
-            pause(random.uniform(0.3, 1.0) * min(8.0, 0.25 * 2**attempt))
-        snapshot = _look(store, pause, INDEX, LATEST, CARD)[2]
-        try:
-            files = changes(snapshot)
-            if files:
-                store.commit(snapshot.revision, files, message)
-        except Conflict:
-            continue
-        else:
-            return bool(files) or attempt > 0
-    raise StoreError(f"{store.label} kept changing during {TRIES} tries", "Try again when others have finished")
+    """`contention.insist` on the files that say what the store holds, and those that change with them."""
+    paths = (INDEX, LATEST, CARD, *(along or ()))
+    return contention.insist(store, lambda: _look(store, pause, *paths)[2], changes, message, pause)
 
 
 def _look(store: Store, pause: Callable[[float], None], *paths: str) -> tuple[list[WheelManifest], list[str], Snapshot]:
