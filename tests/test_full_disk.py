@@ -68,3 +68,12 @@ def test_replacing_what_the_user_has(stage: Stage, everything: bool, task: str, 
         stage.run("rollback")
         shutil.rmtree(stage.folder / "wheelhouse")
     at_each_write(stage, points, everything, task)
+
+
+def test_an_output_that_takes_no_more(stage: Stage) -> None:
+    """A log on a full disk: a write there names no file."""
+    with Path("/dev/full").open("w") as full, stage.start("clean", out=full) as process:
+        _, err = process.communicate(timeout=60)
+    places = ", ".join(str(stage.folder / name) for name in ("work", "wheelhouse", "logs"))
+    line = f"the output, a temporary file, or one below {places} cannot be written: the disk is full. Free some space"
+    assert (process.returncode, err) == (2, f"{line} and try again.\n")
