@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from sagewheels import installed, stack, steps, ui
-from sagewheels.errors import NothingCompatible, StoreError
+from sagewheels.errors import NothingCompatible, SageError, StoreError
+from sagewheels.files import arriving
 from sagewheels.job import Job
 from sagewheels.steps import Made
 
@@ -26,10 +28,14 @@ def auto(job: Job, *, rebuild: bool = False) -> None:
     # Before gigabytes of torch are installed for an arch that nothing can be built for.
     job.recipe.cubins_for(job.archs)
     steps.do_stack(job)
-    made = None if rebuild else _existing(job)
-    built = None if made else steps.do_build(job, force=rebuild)
-    trouble = _publish(job, built) if built else None
-    ready = made or built
+    made = None if rebuild else _of_store(job)
+    kept = None if made or rebuild else _in_wheelhouse(job)
+    built = None if made or kept else _built(job, rebuild=rebuild)
+    unpublished = built or (kept if _unpublished(job).exists() else None)
+    trouble = _publish(job, unpublished) if unpublished else None
+    if not trouble:
+        _unpublished(job).unlink(missing_ok=True)
+    ready = made or kept or built
     assert ready is not None
     steps.do_verify(job, ready)
     steps.do_smoke(job)
@@ -103,15 +109,15 @@ def _is_of_url(state: dict[str, Any], url: str) -> bool:
     return unquote(parts.path).rpartition("/")[2] == state.get("wheel") and promised in ("", state.get("sha256"))
 
 
-def _existing(job: Job) -> Made | None:
-    """The wheel that need not be built: of the store, else of the wheelhouse; None means build."""
+def _of_store(job: Job) -> Made | None:
+    """The wheel of the store; None when it has none, or does not answer."""
     try:
         return steps.do_fetch(job)
     except NothingCompatible as error:
         ui.say("auto", error.what)
     except StoreError as error:
         ui.warn("auto", f"the store was not reached: {error}")
-    return _in_wheelhouse(job)
+    return None
 
 
 def _in_wheelhouse(job: Job) -> Made | None:
@@ -120,6 +126,21 @@ def _in_wheelhouse(job: Job) -> Made | None:
         ui.say("auto", f"{fits[0][0].name} is in the wheelhouse")
         return fits[0]
     return None
+
+
+def _unpublished(job: Job) -> Path:
+    """The mark that something is built here that was not published yet: a run may be killed between the two."""
+    return job.settings.work_dir / "state" / f"{job.recipe.name}.unpublished"
+
+
+def _built(job: Job, *, rebuild: bool) -> Made | None:
+    with arriving(_unpublished(job)):
+        pass
+    try:
+        return steps.do_build(job, force=rebuild)
+    except SageError:
+        _unpublished(job).unlink(missing_ok=True)
+        raise
 
 
 def _publish(job: Job, built: Made) -> StoreError | None:
