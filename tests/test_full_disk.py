@@ -59,9 +59,11 @@ def nothing_is_damaged(stage: Stage, *marks: str) -> None:
     assert stage.parts() == []
 
 
-@pytest.mark.parametrize(("task", "points"), [("auto", 3), ("rollback", 1), ("install", 1), ("fetch", 1)])
+@pytest.mark.parametrize(("task", "points"), [("auto", 2), ("rollback", 1), ("install", 0), ("fetch", 0)])
 def test_replacing_what_the_user_has(stage: Stage, everything: bool, task: str, points: int) -> None:
     """`auto` builds, keeps, uploads, installs, and writes down what smoke saw; the others have less to write."""
+    if not points and not everything:
+        pytest.skip("a part of what auto does: with --all")
     if task != "auto":
         stage.run("auto")
     if task in ("install", "fetch"):
