@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from sagewheels import installed, stack, steps, ui
 from sagewheels.errors import NothingCompatible, SageError, StoreError, Untrusted, UsageError
+from sagewheels.files import arriving
 from sagewheels.job import Job
 from sagewheels.steps import Made
 
@@ -33,8 +35,14 @@ def auto(job: Job, *, rebuild: bool = False, no_wait: bool = False) -> None:
     if not rebuild:
         _demand_trust(job)
     steps.do_stack(job, believing=not rebuild)
-    made = None if rebuild else _existing(job)
-    ready, trouble = (made, None) if made else _build(job, rebuild=rebuild, no_wait=no_wait)
+    found = None if rebuild else _of_store(job)
+    kept = None if found or rebuild else _in_wheelhouse(job)
+    if ready := found or kept:
+        trouble = _publish_late(job, kept) if kept else None
+    else:
+        ready, trouble = _build(job, rebuild=rebuild, no_wait=no_wait)
+    if not trouble:
+        _unpublished(job).unlink(missing_ok=True)
     steps.do_verify(job, ready)
     steps.do_smoke(job)
     if trouble:
@@ -123,15 +131,15 @@ def _demand_trust(job: Job) -> None:
         pass
 
 
-def _existing(job: Job) -> Made | None:
-    """The wheel that need not be built: of the store, else of the wheelhouse; None means build."""
+def _of_store(job: Job) -> Made | None:
+    """The wheel of the store; None when it has none, or does not answer."""
     try:
         return steps.do_fetch(job)
     except NothingCompatible as error:
         ui.say("auto", error.what)
     except StoreError as error:
         ui.warn("auto", f"the store was not reached: {error}")
-    return _in_wheelhouse(job)
+    return None
 
 
 def _in_wheelhouse(job: Job) -> Made | None:
@@ -140,6 +148,11 @@ def _in_wheelhouse(job: Job) -> Made | None:
         ui.say("auto", f"{fits[0][0].name} is in the wheelhouse")
         return fits[0]
     return None
+
+
+def _unpublished(job: Job) -> Path:
+    """The mark that something is built here that was not published yet: a run may be killed between the two."""
+    return job.settings.work_dir / "state" / f"{job.recipe.name}.unpublished"
 
 
 def _is_shared(job: Job, rebuild: bool, no_wait: bool) -> bool:
@@ -160,10 +173,26 @@ def _build(job: Job, *, rebuild: bool, no_wait: bool) -> tuple[Made, SageError |
     """A wheel that was compiled here and published, or by another machine and fetched; and what kept it here, if so."""
     from sagewheels import claim
 
-    with claim.Turn(job, shared=_is_shared(job, rebuild, no_wait)) as turn:
-        built = steps.do_build(job, force=rebuild, turn=turn)
-        assert built is not None
-        return built, None if turn.fetched else _publish(job, built, turn)
+    with arriving(_unpublished(job)):
+        pass
+    try:
+        with claim.Turn(job, shared=_is_shared(job, rebuild, no_wait)) as turn:
+            built = steps.do_build(job, force=rebuild, turn=turn)
+            assert built is not None
+            return built, None if turn.fetched else _publish(job, built, turn)
+    except SageError:
+        _unpublished(job).unlink(missing_ok=True)
+        raise
+
+
+def _publish_late(job: Job, kept: Made) -> SageError | None:
+    """What a run built here that was killed before it could publish it, or take its claim back."""
+    from sagewheels import claim
+
+    if not _unpublished(job).exists():
+        return None
+    with claim.Turn(job, shared=False) as turn:
+        return _publish(job, kept, turn)
 
 
 def _publish(job: Job, built: Made, turn: Turn) -> SageError | None:

@@ -20,6 +20,7 @@ from sagewheels import build as compiling
 from sagewheels import fetch as fetching
 from sagewheels.buildplan import Plan
 from sagewheels.errors import StoreError
+from sagewheels.files import arriving
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest, when
 from sagewheels.store import Conflict, Snapshot, claims, contention
@@ -46,6 +47,8 @@ class Turn:
         self._lease: Lease | None = None
         self._mine: Claim | None = None
         """What is in the store, or may be, and must go."""
+        self._left = _noted(job)
+        """The nonce of a claim that a killed run from here left behind: nobody builds under it."""
         self._waiting: Claim | None = None
         self._judged, self._conflicts = job.revision, 0
         self.fetched = False
@@ -57,10 +60,10 @@ class Turn:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._lease:
             self._lease.rest()
-        if self._mine is None:
-            return
         try:
-            claims.release(self._job.store, self._mine)
+            if self._mine:
+                claims.release(self._job.store, self._mine)
+            _note(self._job).unlink(missing_ok=True)
         except StoreError as trouble:
             ui.warn("claim", f"it stays in the store until it expires: {trouble}")
 
@@ -84,10 +87,10 @@ class Turn:
 
     def along(self) -> dict[str, Callable[[bytes | None], bytes | None]]:
         """For the commit that publishes the wheel, which takes the claim away; nothing is renewed from now on."""
-        if self._lease is None:
-            return {}
-        self._lease.rest()
-        return {CLAIMS: self._lease.removed}
+        if self._lease:
+            self._lease.rest()
+            return {CLAIMS: self._lease.removed}
+        return {CLAIMS: lambda content: claims.without(content, self._left)} if self._left else {}
 
     def published(self) -> None:
         """That commit was made."""
@@ -103,11 +106,11 @@ class Turn:
                 if self._has_arrived():
                     return True
                 there = claims.of(snapshot, key) if snapshot else self._waiting
-                left = self._watch.left(there) if there else 0.0
+                left = self._watch.left(there) if there and there.nonce != self._left else 0.0
                 if there and left > 0 and there.nonce != mine.nonce:
                     self._wait_for(there, left, shown)
                 elif not self._job.store.publishable or (snapshot and self._contend(snapshot, there, mine)):
-                    if there and there.nonce != mine.nonce:
+                    if there and there.nonce not in (mine.nonce, self._left):
                         ui.say("claim", f"no sign of {words(there)}: it is built here")
                     return False
         ui.say("claim", f"nothing came in {ui.duration(LONGEST_WAIT)}, so it is built here")
@@ -151,6 +154,8 @@ class Turn:
         if snapshot.revision == job.revision:
             try:
                 self._mine = claims.begun(mine, datetime.now(timezone.utc))
+                with arriving(_note(job)) as stream:
+                    stream.write(mine.nonce.encode())
                 claims.take(job.store, snapshot, self._mine)
             except Conflict:
                 self._mine = None
@@ -166,6 +171,18 @@ class Turn:
         self._mine, self._lease = mine, Lease(self._job.store, mine)
         ui.say("claim", f"this machine, {mine.who}, builds {_short(mine)}; others wait for it")
         return True
+
+
+def _note(job: Job) -> Path:
+    """Where the nonce of a claim is kept while it is in the store: the next run here need not wait for a killed one."""
+    return job.settings.work_dir / "state" / "claim"
+
+
+def _noted(job: Job) -> str:
+    try:
+        return _note(job).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def announce(job: Job, *, shared: bool) -> None:

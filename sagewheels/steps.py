@@ -254,9 +254,10 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
     if outcome.failures:
         raise _failed(job, made, state, outcome, found)
     ui.say("smoke", outcome.words)
-    _remember(job, state, outcome)
     if made:
         _record(job, made, outcome)
+    # Last: who finds that it passed here does not look for its proof.
+    _remember(job, state, outcome)
     return outcome
 
 

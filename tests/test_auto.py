@@ -189,6 +189,25 @@ def test_a_dead_store_costs_no_compile(here: Machine, compiler: Compiler) -> Non
     assert auto.in_place(here.job())
 
 
+def test_what_was_built_and_not_published_when_it_was_killed_is_published_by_the_next(
+    here: Machine, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(auto, "_publish", Killed())
+        auto.auto(here.job())
+    auto.auto(here.job())
+    (listed,) = json.loads((Path(here.settings.sage_store) / "index.json").read_text())["wheels"]
+    assert (compiler.asked, listed["wheel_file"]) == ([False], GOOD.replace("sm120", "sm120.kbuilt"))
+    assert not list(here.settings.work_dir.glob("state/*.unpublished"))
+
+
+class Killed:
+    """Stands for a SIGKILL."""
+
+    def __call__(self, *args: object) -> None:
+        raise KeyboardInterrupt
+
+
 def test_without_a_token_nothing_is_published_and_that_is_no_failure(
     here: Machine, compiler: Compiler, capsys: pytest.CaptureFixture[str]
 ) -> None:

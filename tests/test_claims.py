@@ -26,11 +26,12 @@ from hypothesis import strategies as st
 from sagewheels import auto, build, buildplan, claim, source, steps
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
-from sagewheels.errors import BuildFailed
+from sagewheels.errors import BuildFailed, StoreError
 from sagewheels.job import Job
 from sagewheels.store import Conflict, Snapshot, Store, claims, contention, index
 from sagewheels.store.claims import CLAIMS, Claim, Watch
 from sagewheels.store.directory import DirectoryStore
+from sagewheels.store.guarded import GuardedStore
 from tests import fleet, wheels
 from tests.hub import Hub
 from tests.wheels import Machine
@@ -437,6 +438,37 @@ def test_a_dead_claim_is_taken_over(here: Machine, builds: Builds) -> None:
     assert (len(builds.keys), claims.read(folder(here).read(CLAIMS))) == (1, [])
 
 
+def test_what_a_killed_run_here_claimed_is_not_waited_for(
+    here: Machine, builds: Builds, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claimed_by_other(here, folder(here))
+    note = here.settings.work_dir / "state" / "claim"
+    note.parent.mkdir(parents=True)
+    note.write_text("other")
+    auto.auto(here.job())
+    assert (len(builds.keys), claims.read(folder(here).read(CLAIMS)), note.exists()) == (1, [], False)
+    assert "waiting for" not in capsys.readouterr().out
+
+
+def test_while_it_builds_a_claim_is_noted(here: Machine, builds: Builds) -> None:
+    note = here.settings.work_dir / "state" / "claim"
+    builds.during = lambda: kept.append(note.read_text())
+    kept: list[str] = []
+    auto.auto(here.job())
+    assert (len(kept), len(kept[0]), note.exists()) == (1, 16, False)
+
+
+def test_who_may_not_sign_claims_nothing(here: Machine, builds: Builds, tmp_path: Path) -> None:
+    """Others would wait for a wheel that cannot be published."""
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGtQUDZWhs8k/cZcykMkaoX7ZE7DXld8TP79HyddVVTS"
+    (tmp_path / "signers").write_text(f"somebody {key}\n")
+    builds.during = lambda: seen.append(folder(here).read(CLAIMS).files)
+    seen: list[object] = []
+    with pytest.raises(StoreError, match="has to be signed"):
+        auto.auto(here.job(trusted_signers=str(tmp_path / "signers")))
+    assert (builds.ready, seen) == (["build = 1"], [{}])
+
+
 def test_without_a_sign_for_a_lease_it_is_taken_over(
     here: Machine, builds: Builds, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -689,7 +721,7 @@ def test_machines_in_threads(here: Machine, store: Store, builds: Builds, everyt
     start, got, failed = threading.Barrier(count), list[str](), list[BaseException]()
     builds.during = lambda: time.sleep(0.5)
     for job in jobs:
-        vars(job)["store"] = store
+        vars(job)["store"] = GuardedStore(store, job.trust, job.settings.work_dir / "state" / "serials.json")
         job.published  # noqa: B018 # as fetch leaves it
         plan_of(job)
     store.initialise()

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from sagewheels.resources import ROOT
 from tests import wheels
@@ -129,13 +130,13 @@ class Stage:
                 count, *_, where = struct.unpack(_LAYOUT, seen[:])
         return Ended(done.returncode, done.stdout, done.stderr, count, where.rstrip(b"\0").decode())
 
-    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, out: IO[str] | int = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
         """A task that runs on its own; INSTALLER names what stands in for uv."""
         return subprocess.Popen(
             [sys.executable, "-c", _DRIVER, *words],
             cwd=self.folder,
             env={**self._env, **env},
-            stdout=subprocess.PIPE,
+            stdout=out,
             stderr=subprocess.PIPE,
             text=True,
         )
