@@ -37,7 +37,10 @@ def open_store(settings: Settings) -> Store:
         return _hub(settings, kind, found["repo"], unquote(found["branch"] or ""), found["folder"] or "")
     if scheme not in {"", "file"}:
         raise UsageError(f"SAGE_STORE={where!r} is not a store that can be opened", _FORMS)
-    return DirectoryStore(_folder(where) if scheme else Path(where).expanduser())
+    try:
+        return DirectoryStore(_folder(where) if scheme else Path(where).expanduser())
+    except (ValueError, RuntimeError):  # brackets that hold no address, a NUL behind %00, a home that is not there
+        raise UsageError(f"SAGE_STORE={where!r} is not a store that can be opened", _FORMS) from None
 
 
 def _hub(settings: Settings, repo_type: str, repo_id: str, branch: str, folder: str) -> HubStore:
