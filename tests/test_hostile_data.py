@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -206,7 +206,8 @@ MARK = {
 }
 
 _NO_CHECK = [HealthCheck.too_slow, HealthCheck.data_too_large]
-relaxed = settings(suppress_health_check=_NO_CHECK)
+relaxed = settings(suppress_health_check=_NO_CHECK, deadline=timedelta(seconds=30))
+"""No input takes longer than that: what hangs is a failure too."""
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +346,7 @@ def test_two_manifests_of_one_wheel(old: dict[str, Any], new: dict[str, Any], he
     if found is None:
         return
     one, two, both = found
-    assert {*one.data, *two.data} <= {*both.data}
+    assert {*one.data} | {key for key, value in two.data.items() if value is not None} <= {*both.data}
     assert {(proof.gpu, proof.at_utc) for proof in (*one.proofs, *two.proofs)} == {
         (proof.gpu, proof.at_utc) for proof in both.proofs
     }
@@ -399,6 +400,7 @@ DOCUMENT = {"schema": 1, "wheels": [GOOD, OTHER], "known_bad": [MARK, {**MARK, "
 @given(written(DOCUMENT), st.one_of(st.none(), written(GOOD)))
 @example(json.dumps({"wheels": [{**GOOD, "odd": _deep(900)}]}).encode(), None)
 @example(json.dumps({"wheels": [{**GOOD, "odd": float("inf")}]}).encode(), b"{}")
+@example(json.dumps({"wheels": [{**GOOD, "schema": 2, "newer": "key"}]}).encode(), json.dumps(GOOD).encode())
 def test_an_index(folder: Path, content: bytes, pointer: bytes | None) -> None:
     """What can be read is read, the rest is said; publishing keeps every entry, readable or not, or says why not."""
     small = {INDEX: content, **({LATEST: pointer} if pointer is not None else {})}
@@ -417,13 +419,14 @@ def test_an_index(folder: Path, content: bytes, pointer: bytes | None) -> None:
         assert store.files == small, "what cannot be read is left as it was"
         return
     before, after = document(Snapshot(revision="1", files=small)), json.loads(store.read(INDEX).files[INDEX])
-    names = [one.get("wheel_file") if isinstance(one, dict) else one for one in after["wheels"]]
-    assert new.name in names and len(after["wheels"]) == len(before["wheels"]) + 1
     readable = {one.wheel_file for one in found}
+    # What latest.json alone names, as the first installer left it, is listed from now on.
+    adopted = readable - {_named(one) for one in before["wheels"]}
+    assert len(after["wheels"]) == len(before["wheels"]) + len(adopted) + 1
     for old in before["wheels"]:
-        named = isinstance(old, dict) and isinstance(old.get("wheel_file"), str) and old["wheel_file"] in readable
-        if named:
-            assert set(old) <= set(next(one for one in after["wheels"] if _named(one) == old["wheel_file"]))
+        if _named(old) in readable:
+            said = {key for key, value in old.items() if value is not None}
+            assert said <= set(next(one for one in after["wheels"] if _named(one) == old["wheel_file"]))
         else:
             assert any(_same(old, one) for one in after["wheels"])
     assert {key: after[key] for key in before if key not in ("wheels", bad.KEY)} == {
@@ -432,8 +435,12 @@ def test_an_index(folder: Path, content: bytes, pointer: bytes | None) -> None:
     assert {one.wheel_file for one in entries(store.read(INDEX, LATEST))[0]} == readable | {new.name}
 
 
-def _named(one: Any) -> object:
-    return one.get("wheel_file") if isinstance(one, dict) else None
+def _named(one: Any) -> str:
+    """The wheel of an entry that can be read."""
+    try:
+        return manifest.parse(one, "x").wheel_file
+    except ManifestError:
+        return ""
 
 
 # Known-bad marks
@@ -600,15 +607,15 @@ NVCC = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release {
 
 @relaxed
 @given(
-    st.one_of(WORDS, st.sampled_from(["13.0", "12.8", "13.10"])),
-    st.one_of(WORDS, st.sampled_from(["V13.0.88", "V12.8.93"])),
+    st.sampled_from(["13.0", "12.8", "13.10"]) | st.sampled_from(["12.9", "11.8"]) | WORDS,
+    st.sampled_from(["V13.0.88", "V12.8.93"]) | st.sampled_from(["V12.9.1", "V11.8.89"]) | WORDS,
     st.one_of(st.just(""), WORDS),
 )
 def test_what_nvcc_says(release: str, build: str, more: str) -> None:
     """A version that can be compared, or none."""
     found = toolkit.release(more + NVCC.format(release, build))
     event("accepted" if found else "refused")
-    sound = release in ("13.0", "12.8", "13.10") and build in ("V13.0.88", "V12.8.93")
+    sound = release in ("13.0", "12.8", "13.10", "12.9", "11.8") and build.startswith("V1")
     assert found == (release, build) if sound else found is None or found[0].isascii()
     if found:
         kit = toolkit.Toolkit(home=Path("/none"), version=found[0], build=found[1], origin="PATH", compiler="c++")
@@ -616,7 +623,7 @@ def test_what_nvcc_says(release: str, build: str, more: str) -> None:
             arch=arch.parse("12.0"), cubin=arch.parse("12.0"), min_cuda="12.8", extensions=(), kernel=""
         )
         torch = wheels_torch("13.0")
-        assert toolkit.unsuited(kit, torch, [rule])
+        assert toolkit.unsuited(kit, torch, [rule]), "there is no such folder"
 
 
 def wheels_torch(cuda: str) -> Any:
@@ -718,7 +725,7 @@ def test_a_retry_after(text: str) -> None:
         tries.insist("the store was not asked", once, pauses.append)
     line_of(caught.value)
     assert all(0 <= pause <= tries.LONGEST_WAIT for pause in pauses)
-    if text.isascii() and text.isdigit() and int(text):
+    if text.isascii() and text.isdigit() and float(text):
         assert pauses == [min(float(text), tries.LONGEST_WAIT)] * 2
 
 
@@ -753,10 +760,10 @@ def test_what_people_see(words: list[str]) -> None:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         ui.say("x", text)
         ui.warn("x", text)
-        line = line_of(NothingCompatible(text or "x", text))
+        line = line_of(NothingCompatible(f"x{text}", "Look at it"))
     said = out.getvalue().split("\n")
     assert len(said) == 3 and all(one.isprintable() for one in said)
     event("escaped" if not text.isprintable() else "plain")
-    assert line.isprintable()
+    assert line.startswith("x") and line.endswith(". Look at it.")
     with shown():
         ui.table(text, [text], [[word] for word in words])

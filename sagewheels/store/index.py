@@ -14,7 +14,7 @@ from typing import Any
 from sagewheels import bad
 from sagewheels.bad import Mark, Marks
 from sagewheels.errors import Refused, StoreError
-from sagewheels.manifest import WheelManifest, when
+from sagewheels.manifest import ManifestError, WheelManifest, parse, when
 from sagewheels.store import Conflict, Snapshot, Store
 from sagewheels.store.card import CARD, card
 from sagewheels.store.entries import INDEX, LATEST, MEND, document, encoded, entries, latest, merge
@@ -214,12 +214,12 @@ def _marks(index: Mapping[str, Any]) -> Marks:
 def _pages(
     store: Store, snapshot: Snapshot, index: Mapping[str, Any], everything: list[WheelManifest]
 ) -> dict[str, bytes | Path]:
-    """index.json with these entries, in their old places, and the card."""
+    """index.json with these entries, in their old places, and the card. What cannot be read stays as it is."""
     waiting = {entry.wheel_file: dict(entry.data) for entry in everything}
     wheels = list[Any]()
     for old in index["wheels"]:
-        name = old.get("wheel_file") if isinstance(old, dict) else None
-        wheels.append(waiting.pop(name, old) if isinstance(name, str) else old)
+        # One that cannot be read may be of a newer sagewheels: what latest.json says of its wheel must not replace it.
+        wheels.append(waiting.pop(old["wheel_file"], old) if _is_readable(old) else old)
     try:
         after = json.dumps({**index, "wheels": wheels + list(waiting.values())}, indent=1, sort_keys=True)
     except RecursionError:
@@ -233,6 +233,14 @@ def _pages(
 
 def _keys(manifest: WheelManifest) -> set[tuple[str, str]]:
     return {(proof.gpu, proof.at_utc) for proof in manifest.proofs}
+
+
+def _is_readable(entry: object) -> bool:
+    try:
+        parse(entry, INDEX)
+    except ManifestError:
+        return False
+    return True
 
 
 def _sha256(path: Path) -> str:
