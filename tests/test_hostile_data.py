@@ -506,11 +506,16 @@ KNOWN_BAD = [{"sha256": "ab" * 32, "reason": "x", "archs": ["12.0"]}]
 def builds(draw: st.DrawFn) -> bytes:
     good = {**draw(st.sampled_from(BUILDS)), "known_bad": KNOWN_BAD, "patches": []}
     data = draw(damaged(good, most=2))
-    return draw(torn("\n".join(f"{json.dumps(key)} = {_toml(value)}" for key, value in data.items()).encode()))
+    return draw(torn(_document(data)))
+
+
+def _document(data: Mapping[str, Any]) -> bytes:
+    return "\n".join(f"{json.dumps(key)} = {_toml(value)}" for key, value in data.items()).encode()
 
 
 @relaxed
 @given(builds())
+@example(_document({**BUILDS[2], "patches": ["x\0y"]}))
 def test_a_build_manifest(folder: Path, text: bytes) -> None:
     """It is refused, naming the file, or is a Recipe whose facts can be worked with."""
     path = folder / "manifests" / "x.toml"
@@ -625,6 +630,7 @@ NVCC = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release {
     st.sampled_from(["V13.0.88", "V12.8.93"]) | st.sampled_from(["V12.9.1", "V11.8.89"]) | WORDS,
     st.one_of(st.just(""), WORDS),
 )
+@example("\u0661\u0662.\u0668", "V13.0.88", "")
 def test_what_nvcc_says(release: str, build: str, more: str) -> None:
     """A version that can be compared, or none."""
     found = toolkit.release(more + NVCC.format(release, build))
@@ -759,6 +765,8 @@ def test_the_name_of_a_file_in_a_store(folder: Path, parts: list[str]) -> None:
     st.one_of(WORDS, st.text(max_size=12)),
     st.sampled_from(["", "hf://", "hf://datasets/", "file://", "s3://", "hf://a/b@"]),
 )
+@example("[x]/a", "file://")
+@example("/a%00b", "file://")
 def test_the_address_of_a_store(text: str, scheme: str) -> None:
     """It opens, or is refused; nothing is asked of it."""
     found = outcome(lambda: open_store(Settings(sage_store=scheme + text)))
