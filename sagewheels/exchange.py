@@ -70,7 +70,9 @@ def undo(found: Target, name: str) -> None:
         if is_aside:
             shutil.rmtree(info, ignore_errors=True)
             shutil.move(place / "info", info)
-        _remove(found, (Path(path) for path in set(new) - set(old)))
+        came = {Path(path) for path in set(new) - set(old)}
+        began = (place / _PLAN).stat().st_ctime
+        _remove(found, came | {one for path in new for one in _half_written(Path(path).parent, began)})
     shutil.rmtree(place, ignore_errors=True)
 
 
@@ -124,6 +126,11 @@ def _of_wheel(found: Target, wheel: Path) -> Iterator[Path]:
                 yield found.prefix / ("bin" if kind == "scripts" else "") / below
             elif not name.endswith("/"):
                 yield from _with_compiled(found.site / (below if first.endswith(".data") else name))
+
+
+def _half_written(folder: Path, since: float) -> Iterator[Path]:
+    """What a killed uv leaves: it writes each file under a name of its own first."""
+    yield from (path for path in folder.glob(".tmp??????") if path.is_file() and path.stat().st_ctime >= since)
 
 
 def _with_compiled(path: Path) -> Iterator[Path]:
