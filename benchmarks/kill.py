@@ -149,9 +149,7 @@ def worker(number: int, given: argparse.Namespace) -> Worker:
     }
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
     env = {**os.environ, **{key: str(value) for key, value in own.items()}, "SAGE_MANIFEST": "demo", "PYTHONPATH": path}
-    return Worker(
-        folder, folder / "env" / "bin" / "python", {"MAX_JOBS": str(max(1, (os.cpu_count() or 1) // given.jobs)), **env}
-    )
+    return Worker(folder, {"MAX_JOBS": str(max(1, (os.cpu_count() or 1) // given.jobs)), **env})
 
 
 def undisturbed(one: Worker, runs: int) -> tuple[float, dict[str, str]]:
