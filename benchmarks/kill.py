@@ -41,7 +41,7 @@ _LIMIT = 900
 _GRACE = 5.0
 _HALF = re.compile(r"\.part\b|\.part-|\.sagewheels$")
 _MOMENTS = re.compile(
-    r'"(?:at_utc|created_at_utc)": "[^"]*"|"(?:record|worst_\w+|speedup)": (?:"[^"]*"|[\d.]+)|\d+\.\d\dx'
+    r'"(?:at_utc|created_at_utc)": "[^"]*"|"(?:record|worst_\w+|\d+(?:x\d+)+)": (?:"[^"]*"|[\d.]+)|\d+\.\d\dx'
 )
 """What differs between two undisturbed runs: when, and by how much a GPU was faster this time."""
 
@@ -113,7 +113,9 @@ class Worker:
                     and path.suffix != ".pyc"
                     and path.name not in ("uv_cache.json", ".lock", ".revision")
                 ):
-                    found[str(path.relative_to(self.folder))] = _told(path)
+                    # A proof made here is noted under its hash, which differs as the proof does: how many counts.
+                    name = f"proof or wheel {len(found)}" if path.parent.name == "made-here" else path.name
+                    found[str(path.relative_to(self.folder).with_name(name))] = _told(path)
         return found
 
 
