@@ -51,6 +51,8 @@ class Turn:
         """The nonce of a claim that a killed run from here left behind: nobody builds under it."""
         self._waiting: Claim | None = None
         self._judged, self._conflicts = job.revision, 0
+        self._refused: dict[str, int] = {}
+        """How often our claim was refused on each revision."""
         self.fetched = False
         """Whether the wheel came from another machine, so that there is nothing to publish."""
 
@@ -159,6 +161,9 @@ class Turn:
                 claims.take(job.store, snapshot, self._mine)
             except Conflict:
                 self._mine = None
+                times = self._refused[snapshot.revision] = self._refused.get(snapshot.revision, 0) + 1
+                if times == contention.STILL:
+                    raise contention.refusing(job.store, times) from None
             else:
                 return self._begin(self._mine)
         self._conflicts += 1

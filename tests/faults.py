@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -24,19 +25,17 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 
 import tasks
-from sagewheels import doctor, steps, target, wheelhouse
-from sagewheels.job import Job
-from sagewheels.store import index, tries
+from sagewheels import claim, doctor, target, wheelhouse
+from sagewheels.store import claims, index, tries
 from sagewheels.store.card import BEGIN, END
 from sagewheels.store.hub import HubStore
 from sagewheels.target import Target
-from tests import wheels
+from tests import fleet, wheels
 from tests.hub import Hub
 from tests.wheels import NAME, RTX, TAG, VERSION
 
 REPO, TOKEN = "me/wheels", "hf_averysecrettoken"
 GOOD = f"{NAME}-{VERSION}{wheels.LABEL}-{TAG}.whl"
-BUILT = GOOD.replace("sm120", "sm120.kbuilt")
 OTHER = GOOD.replace("torch2.11", "torch2.12")
 WRONG = "mark = 'wrong'\ncosine = 0.5\n"
 
@@ -145,12 +144,14 @@ class Bench:
     def _patch(self, patch: pytest.MonkeyPatch) -> None:
         wheels.without_cuobjdump(patch)
         wheels.with_gpu_answers(patch)
-        patch.setattr(steps, "do_build", self._build)
+        fleet.with_build(patch.setattr, lambda key: "mark = 'built'\n")
+        patch.setattr(claim, "time", SimpleNamespace(sleep=self.pauses.append, monotonic=time.monotonic))
         patch.setattr(doctor, "_GROUPS", (doctor._store,))  # the others ask no store, and compile something
         patch.setattr(target, "ask", self._target())
         for function in (HubStore.__init__, index.load, index.publish, index.add_proof, index.add_mark):
             self._set(patch, function, "pause", self.pauses.append)
-        self._set(patch, index.initialise, "pause", self.pauses.append)
+        for waiting in (index.initialise, claims.release, claims.renew):
+            self._set(patch, waiting, "pause", self.pauses.append)
         given = self.machine.settings
         for key, value in {
             "PATH": given.environ["PATH"],
@@ -185,12 +186,6 @@ class Bench:
         defaults = cast(Any, function).__kwdefaults__
         assert name in defaults
         patch.setitem(defaults, name, value)
-
-    def _build(self, job: Job, *, force: bool = False) -> steps.Made:
-        """Stands in for the build, which needs nvcc."""
-        path = wheels.make(job.settings.work_dir / "out", version=BUILT.split("-")[1], python="mark = 'built'\n")
-        manifest = wheels.describe(path, created_at_utc="2026-05-05T00:00:00Z")
-        return wheelhouse.keep(job.settings, path, manifest), manifest
 
     @property
     def _kept(self) -> tuple[Path, ...]:

@@ -146,9 +146,10 @@ def test_who_waits_long_is_told_why(
 
     def pause(seconds: float) -> None:
         now[0] += seconds
+        repo.add("main", hub.files(REPO))
 
     with Hub() as hub:
-        hub.create(REPO)
+        repo = hub.create(REPO)
         hub.misbehave("/commit/", "409", 999)
         with pytest.raises(StoreError) as caught:
             index.publish(opened(hub), *made(tmp_path, 1), pause=pause)

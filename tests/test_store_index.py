@@ -330,14 +330,30 @@ def test_reads_that_lag_behind(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_conflicts_without_end_do_end(hub: Hub, tmp_path: Path) -> None:
-    hub.create(REPO)
+    repo, naps = hub.create(REPO), list[float]()
     hub.misbehave("commit", "412", 99)
-    naps = list[float]()
+
+    def pause(seconds: float) -> None:
+        """Meanwhile somebody else was quicker, each time."""
+        naps.append(seconds)
+        repo.add("main", hub.files(REPO))
+
     with pytest.raises(StoreError, match=r"kept changing during 32 tries\. Try again when others have finished\."):
-        index.publish(opened(hub), *made(tmp_path), pause=naps.append)
+        index.publish(opened(hub), *made(tmp_path), pause=pause)
     assert (len(naps), max(naps) <= 60, sum(naps) <= 27 * 60, hub.commits) == (31, True, True, 0)
     puts = [line for line in hub.requests if "/lfs/" in line]
     assert len(puts) == 3, "the wheel is hashed and uploaded once: batch, PUT, verify"
+
+
+def test_conflicts_with_nobody_end_sooner(hub: Hub, tmp_path: Path) -> None:
+    hub.create(REPO)
+    hub.misbehave("commit", "412", 99)
+    naps = list[float]()
+    with pytest.raises(
+        StoreError, match=r"@main/sage refused 8 commits, though nothing changed there\. Try again later\."
+    ):
+        index.publish(opened(hub), *made(tmp_path), pause=naps.append)
+    assert (len(naps), sum(naps) <= 182, hub.commits) == (8, True, 0)
 
 
 def test_an_index_that_came_damaged_is_asked_for_again(hub: Hub, tmp_path: Path) -> None:

@@ -761,7 +761,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, mine: Cast) -> list[bool]:
     """Stands in for the build step, which needs nvcc; whether each call was forced."""
     asked = list[bool]()
 
-    def build(job: Job, *, force: bool = False) -> steps.Made:
+    def build(job: Job, *, force: bool = False, turn: Any = None) -> steps.Made:
         asked.append(force)
         place = Place(mine.machine, job.settings.work_dir.parent, mine.shop.settings, same=False)
         return place.build("+cu130torch2.11sm120.kbuilt", python="mark = 'built'\n")
@@ -810,7 +810,9 @@ def test_auto_refuses_before_a_stack_is_installed_and_rebuild_does_without(
     assert (compiler, torch.exists(), mine.machine.import_version()) == ([], False, "none")
     with pytest.raises(Untrusted) as caught:
         auto.auto(mine.publisher().with_(work_dir=reader.folder / "work").job(), rebuild=True)
-    assert str(caught.value) == f"the machine is ready, but {untrusted}. {REMEDY}"
+    assert (
+        str(caught.value) == f"the machine is ready, but {untrusted}. {REMEDY[:-1]}. Then upload publishes the wheel."
+    )
     assert f"[stack] warning: the store is not believed: {untrusted}\n" in capsys.readouterr().err
     assert (compiler, mine.machine.import_version(), mine.shop.files()) == ([True], "built", stolen)
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from sagewheels import cli, installer, steps, wheel, wheelhouse
 from tests import wheels
 
-def build(job, *, force=False):
+def build(job, *, force=False, turn=None):
     path = Path(os.environ["BUILT"])
     manifest = wheels.describe(path, created_at_utc="2026-05-05T00:00:00Z", build_key="ab" * 32)
     return wheelhouse.keep(job.settings, path, manifest), manifest
