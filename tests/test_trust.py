@@ -650,6 +650,20 @@ def test_a_damaged_memory_is_said_and_no_reason_to_stop(local: Cast, capsys: pyt
         assert json.loads(memory.read_text()) == {local.shop.label: 1}
 
 
+def test_a_memory_that_cannot_be_written_is_said_and_no_reason_to_stop(
+    local: Cast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither for who reads, nor for who has published by then."""
+    place, reader = local.publisher(), local.reader()
+    for one in (place, reader):
+        (one.folder / "work" / "state" / "serials.json").mkdir(parents=True)
+    assert place.publish() == GOOD
+    assert list(fetch_verdicts(reader)) == [GOOD]
+    memory = reader.folder / "work" / "state" / "serials.json"
+    warning = f"that serial 1 was seen is not remembered: {memory} cannot be used: Is a directory"
+    assert f"[store] warning: {warning}" in capsys.readouterr().err.splitlines()
+
+
 def test_settings_that_would_enforce_nothing_are_refused(local: Cast, tmp_path: Path) -> None:
     gone = signers.revoked(tmp_path / "gone", local.keys["thief"])
     for key, changes in (
