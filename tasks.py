@@ -217,10 +217,10 @@ def smoke(
 
     Example: sagewheels smoke --full
     """
-    from sagewheels import steps
+    from sagewheels import proving
 
     with run.job(c, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
-        steps.do_smoke(job, long=full)
+        proving.do_smoke(job, long=full)
 
 
 @task(help=_flags("python", "manifest", "dry_run"))

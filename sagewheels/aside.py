@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import hashlib
 import io
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from sagewheels import record
 from sagewheels.errors import Refused
 from sagewheels.files import arriving
 
 _NOT_PART_OF_A_WHEEL = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_build.json", "uv_cache.json"}
 _SCRIPT = re.compile(r"^\s*([^\s=\[\]#]+)\s*=", re.MULTILINE)
-
-
-def digest(content: bytes) -> str:
-    """The form in which RECORD writes a sha256."""
-    return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
 def repack(dist_info: Path, into: Path, prefix: Path | None = None) -> Path:
@@ -31,16 +25,16 @@ def repack(dist_info: Path, into: Path, prefix: Path | None = None) -> Path:
     touched.
     """
     files = dict(_installed_files(dist_info, prefix))
-    record = f"{dist_info.name}/RECORD"
-    rows = io.StringIO()
-    lines = csv.writer(rows, lineterminator="\n")
+    own = f"{dist_info.name}/RECORD"
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
     with arriving(into / _name(dist_info)) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in sorted(files.items()):
             content = path.read_bytes()
-            lines.writerow([name, digest(content), len(content)])
+            lines.writerow([name, record.digest(content), len(content)])
             archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-        lines.writerow([record, "", ""])
-        archive.writestr(zipfile.ZipInfo(record), rows.getvalue(), zipfile.ZIP_DEFLATED)
+        lines.writerow([own, "", ""])
+        archive.writestr(zipfile.ZipInfo(own), text.getvalue(), zipfile.ZIP_DEFLATED)
     return into / _name(dist_info)
 
 
@@ -61,11 +55,10 @@ def _name(dist_info: Path) -> str:
 def _installed_files(dist_info: Path, prefix: Path | None) -> Iterator[tuple[str, Path]]:
     """Name in the wheel and place of each file."""
     try:
-        rows = list(csv.reader(io.StringIO((dist_info / "RECORD").read_text(encoding="utf-8"))))
-    except OSError:
-        raise Refused(
-            f"{dist_info} has no RECORD, so what is there could not be put back", "Uninstall it first"
-        ) from None
+        rows = record.rows(dist_info)
+    except (OSError, ValueError) as error:
+        what = "no RECORD" if isinstance(error, OSError) else "a RECORD that cannot be read"
+        raise Refused(f"{dist_info} has {what}, so what is there could not be put back", "Uninstall it first") from None
     made = scripts(_entry_points(dist_info))
     for row in rows:
         listed = row[0] if row else ""

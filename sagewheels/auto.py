@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from sagewheels import installed, stack, steps, ui
+from sagewheels import installed, proofs, proving, stack, steps, ui
 from sagewheels.errors import NothingCompatible, SageError, StoreError, Untrusted, UsageError
 from sagewheels.files import arriving
 from sagewheels.job import Job
-from sagewheels.steps import Made
+from sagewheels.wheelhouse import Made
 
 if TYPE_CHECKING:
     from sagewheels.claim import Turn
@@ -45,7 +45,7 @@ def auto(job: Job, *, rebuild: bool = False, no_wait: bool = False) -> None:
     if not trouble:
         _unpublished(job).unlink(missing_ok=True)
     steps.do_verify(job, ready)
-    steps.do_smoke(job)
+    proving.do_smoke(job)
     if trouble:
         remedy = f"{trouble.remedy}. Then upload publishes the wheel"
         raise type(trouble)(f"the machine is ready, but {trouble.what}", remedy)
@@ -88,7 +88,7 @@ def install(job: Job) -> None:
         ui.say("plan", _REST)
         return
     steps.do_verify(job, made)
-    steps.do_smoke(job)
+    proving.do_smoke(job)
     ui.say("install", f"done: {made[0].name} in {job.target.prefix}")
 
 
@@ -97,7 +97,7 @@ def in_place(job: Job, topic: str = "auto") -> bool:
     state = installed.read_state(job.settings, job.target, job.recipe)
     if job.settings.wheel_url and not _is_of_url(state, job.settings.wheel_url):
         return False
-    if not state.get("passed") or state["passed"] != steps.circumstances(job):
+    if not state.get("passed") or state["passed"] != proofs.circumstances(job):
         return False
     if installed.is_cut_off(job.target, job.recipe, state):
         return False

@@ -28,12 +28,10 @@ from sagewheels.bad import Marks
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed, UsageError
-from sagewheels.manifest import WheelManifest
 from sagewheels.recipe import Recipe
 from sagewheels.source import Checkout
 from sagewheels.trust import Trust
-
-Made = tuple[Path, WheelManifest]
+from sagewheels.wheelhouse import Made
 
 
 def run(

@@ -22,17 +22,16 @@ from sagewheels.buildplan import Plan
 from sagewheels.errors import StoreError
 from sagewheels.files import arriving
 from sagewheels.job import Job
-from sagewheels.manifest import WheelManifest, when
+from sagewheels.manifest import when
 from sagewheels.store import Conflict, Snapshot, claims, contention
 from sagewheels.store.claims import CLAIMS, Claim, Watch
 from sagewheels.store.lease import Lease
+from sagewheels.wheelhouse import Made
 
 POLL = (10.0, 20.0)
 """Seconds between two looks of a machine that waits."""
 LONGEST_WAIT = 2 * 3600.0
 """Seconds for which others are waited for, however alive they are."""
-
-Made = tuple[Path, WheelManifest]
 
 
 class Turn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import hashlib
 import io
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from sagewheels.archive import Archive
 from sagewheels.errors import Refused
+from sagewheels.record import written
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:\.abi3|\.cpython-\w+(?:-\w+)*)?\.so", re.ASCII)
 """The file of an extension module: its name is also in the output of cuobjdump, among what is searched for archs."""
@@ -71,8 +71,7 @@ def record(archive: Archive, info: str, folder: Path) -> dict[str, Path]:
                 size += len(block)
                 if name in modules:
                     target.write(block)
-        said = base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode()
-        if listed[name] != (f"sha256={said}", str(size)):
+        if listed[name] != (written(digest.digest()), str(size)):
             raise Refused(f"{archive.name}: {name} is not what RECORD says")
     return modules
 

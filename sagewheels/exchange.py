@@ -6,8 +6,6 @@ it was found. `begin` and `undo` can be killed anywhere, and `undo` called again
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 import zipfile
@@ -15,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sagewheels import aside
+from sagewheels import aside, record
 from sagewheels.files import arriving
 from sagewheels.target import Target
 
@@ -103,7 +101,7 @@ def _plan(place: Path) -> dict[str, Any]:
 def _installed(found: Target, info: Path) -> Iterator[Path]:
     """What RECORD lists, with what Python compiled from it, but for dist-info; nothing outside of the environment."""
     try:
-        rows = [*csv.reader(io.StringIO((info / "RECORD").read_text(encoding="utf-8")))]
+        rows = record.rows(info)
     except (OSError, ValueError):
         return
     for name in {row[0] for row in rows if row and row[0]}:

@@ -14,6 +14,7 @@ from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest, loads, parse
 from sagewheels.match import Verdict
 from sagewheels.store.entries import merge
+from sagewheels.wheelhouse import Made
 
 _MOST_REASONS = 20
 _MOST_TRIES = 3
@@ -21,7 +22,7 @@ _DOWNLOADS = 2
 """How often a wheel is downloaded before bytes that are not as promised are the store's own, and refused."""
 
 
-def fetch(job: Job) -> tuple[Path, WheelManifest]:
+def fetch(job: Job) -> Made:
     """The best wheel for this machine, in the wheelhouse, its bytes checked.
 
     Raises NothingCompatible with the list of reasons printed, StoreError when the store does not answer, Refused
@@ -125,7 +126,7 @@ def _get(get: Callable[[Path, Callable[[int, int], None]], None], part: Path, ca
     verify.bytes_as_promised(part, candidate)
 
 
-def from_url(job: Job, url: str) -> tuple[Path, WheelManifest]:
+def from_url(job: Job, url: str) -> Made:
     """The wheel of WHEEL_URL, by the manifest beside it (`<url>.json`) or by a `#sha256=` in the address itself.
 
     Raises Refused when nothing says what its bytes should be and ALLOW_UNSAFE_WHEEL is off, StoreError when the

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sagewheels import aside, exchange, installer, target, ui
+from sagewheels import aside, exchange, installer, record, target, ui
 from sagewheels.config import Settings
 from sagewheels.errors import SageError, UsageError
 from sagewheels.files import arriving, sync
@@ -97,9 +95,12 @@ def is_in_place(found: Target, recipe: Recipe, state: dict[str, Any], sha256: st
 def _is_intact(dist_info: Path) -> bool:
     """Whether every file has the sha256 that RECORD says; a few milliseconds for a wheel of a few megabytes."""
     try:
-        rows = csv.reader(io.StringIO((dist_info / "RECORD").read_text(encoding="utf-8")))
-        return all(aside.digest((dist_info.parent / row[0]).read_bytes()) == row[1] for row in rows if row[1:2] != [""])
-    except (OSError, IndexError, ValueError, csv.Error):
+        return all(
+            record.digest((dist_info.parent / row[0]).read_bytes()) == row[1]
+            for row in record.rows(dist_info)
+            if row[1:2] != [""]
+        )
+    except (OSError, IndexError, ValueError):
         return False
 
 
@@ -118,8 +119,8 @@ def install(settings: Settings, found: Target, recipe: Recipe, wheel: Path, sha2
     way_back = _way_back(settings, found, recipe, state, sha256)
     write_state(settings, found, recipe, {"pending": wheel.name, **way_back, "was": state})
     with _exchange(settings, found, recipe, wheel, state) as after:
-        made_by, record = recipe.file.stem, fingerprint(after, recipe)
-        state = {"wheel": wheel.name, "manifest": made_by, "sha256": sha256, "record": record, **way_back}
+        made_by, as_listed = recipe.file.stem, fingerprint(after, recipe)
+        state = {"wheel": wheel.name, "manifest": made_by, "sha256": sha256, "record": as_listed, **way_back}
         write_state(settings, after, recipe, state)
     ui.say("install", f"{wheel.name} is installed in {found.prefix}")
     return after

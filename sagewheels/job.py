@@ -223,7 +223,7 @@ class Job:
             return ""
         return asked if asked and asked != pinned.ref else pinned.commit
 
-    def in_wheelhouse(self) -> list[tuple[Path, WheelManifest]]:
+    def in_wheelhouse(self) -> list[wheelhouse.Made]:
         """Wheels of the wheelhouse that fit this machine, best first."""
         found = wheelhouse.wheels(self.settings)
         paths = {manifest.wheel_file: path for path, manifest in found}

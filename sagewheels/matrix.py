@@ -13,7 +13,7 @@ from sagewheels.errors import SageError, StoreError
 from sagewheels.job import DEFAULT_ARCH, Job
 from sagewheels.match import Wanted
 from sagewheels.stack import Need
-from sagewheels.steps import Made
+from sagewheels.wheelhouse import Made
 
 _SHORT = 60
 _PUBLISHED = "published"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import hashlib
 import io
 import re
 import stat
@@ -14,6 +12,8 @@ import zlib
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from sagewheels import record
 
 _LEVEL = 9
 _FIRST, _LAST = 315532800, 4354819198
@@ -86,5 +86,4 @@ def _row(row: Sequence[str], changed: dict[str, bytes]) -> Sequence[str]:
     if row[0] not in changed:
         return row
     data = changed[row[0]]
-    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-    return [row[0], f"sha256={digest}", str(len(data))]
+    return [row[0], record.digest(data), str(len(data))]

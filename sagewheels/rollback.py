@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sagewheels import installed, steps, ui
+from sagewheels import installed, proofs, ui
 from sagewheels.errors import Refused
 from sagewheels.job import Job
 
@@ -44,7 +44,7 @@ def _go_back(job: Job, state: dict[str, Any]) -> None:
     ui.say("rollback", installed.restore(job.settings, job.target, job.recipe))
     job.target = None
     now, leaving = installed.read_state(job.settings, job.target, job.recipe), state.get("wheel") or state["pending"]
-    if now.get("passed") and now["passed"] == steps.circumstances(job):
+    if now.get("passed") and now["passed"] == proofs.circumstances(job):
         ui.say("rollback", f"auto keeps it: it passed smoke here. To have {leaving} again: verify --wheel {leaving}")
         return
     ui.say(

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from itertools import chain
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sagewheels import build as compiling
 from sagewheels import (
     buildplan,
-    full,
     installed,
-    marking,
-    ours,
     preflight,
-    smoke,
     stack,
     toolkit,
     ui,
@@ -25,17 +20,13 @@ from sagewheels import (
 )
 from sagewheels import fetch as fetching
 from sagewheels.buildplan import Plan
-from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, Untrusted, UsageError
+from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
 from sagewheels.job import Job
-from sagewheels.manifest import Proof, WheelManifest
 from sagewheels.match import rank
-from sagewheels.recipe import Recipe
-from sagewheels.target import Target
+from sagewheels.wheelhouse import Made
 
 if TYPE_CHECKING:
     from sagewheels.store.index import Along
-
-Made = tuple[Path, WheelManifest]
 
 
 def do_stack(job: Job, *, believing: bool = True) -> None:
@@ -213,202 +204,6 @@ def do_upload(job: Job, made: Made, *, asked: bool = False, named: bool = False,
     if job.store.standing:
         ui.say("upload", job.store.standing)
     return True
-
-
-def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
-    """The kernels agree with the reference on every GPU, and the wheel has its proof; else the machine is put back.
-
-    `long` adds the checks of the manifest's smoke.full, which take minutes.
-
-    Raises SmokeFailed. None in a dry run.
-    """
-    if not job.dry_run:
-        job.target = _finished(job)
-    state = installed.read_state(job.settings, job.target, job.recipe)
-    if job.recipe.name not in job.target.versions:
-        raise UsageError(f"{job.recipe.name} is not installed in {job.target.prefix}", "Run install or auto first")
-    made = _ours(job, state)
-    recipe = _recipe(job, state, made)
-    if long:
-        full.table(recipe)
-    if job.dry_run:
-        ui.say("smoke", f"would run {job.recipe.name} {job.target.versions[job.recipe.name]} on {_gpus(job)}")
-        return None
-    extensions = made[1].data.get("extensions") if made else None
-    names = list(extensions) if isinstance(extensions, dict) else list(recipe.extensions(_known(job, recipe)))
-    found = job.target
-    proven = state.get("passed") == circumstances(job)
-    try:
-        outcome = smoke.run(job.settings, recipe, found, job.host, names)
-        if long and not outcome.failures:
-            outcome = full.run(job.settings, recipe, found, job.host, outcome)
-    except SmokeFailed as error:
-        words = _put_back(job)
-        if made and isinstance(error, smoke.Crashed):
-            marking.record_crash(job, made[1], str(state.get("sha256")), error, found)
-        raise SmokeFailed(error.what, f"{words}. {error.remedy}") from None
-    except BaseException:  # Ctrl-C, a full disk, nobody who reads our output: what is not proven does not stay
-        if not proven:
-            _put_back(job)
-        raise
-    if outcome.failures:
-        raise _failed(job, made, state, outcome, found)
-    ui.say("smoke", outcome.words)
-    if made:
-        _record(job, made, outcome)
-    # Last: who finds that it passed here does not look for its proof.
-    _remember(job, state, outcome)
-    return outcome
-
-
-def _failed(job: Job, made: Made | None, state: dict[str, Any], outcome: smoke.Outcome, found: Target) -> SmokeFailed:
-    """Says what failed, puts the machine back and marks the wheel; what passed before stays unless it is to blame."""
-    for text in outcome.failures:
-        ui.say("smoke", f"FAILED: {text}")
-    if state.get("passed") == circumstances(job) and not outcome.faults:
-        stays = "It passed here before, and nothing speaks against the wheel itself: it stays installed"
-        return SmokeFailed(f"smoke failed: {outcome.failures[0]}", stays)
-    words = _put_back(job)
-    if made:
-        marking.record(job, made[1], str(state.get("sha256")), outcome.faults, found)
-    return SmokeFailed(f"smoke failed: {outcome.failures[0]}", f"{words}; the wheel is not proven")
-
-
-def _finished(job: Job) -> Target | None:
-    """The target after what was cut off there has been ended; to be asked for all facts anew if anything was."""
-    after = installed.finish(job.settings, job.target, job.recipe)
-    return job.target if after is job.target else None
-
-
-def _gpus(job: Job) -> str:
-    return ", ".join(gpu.name for gpu in job.host.gpus) or "no GPU: load only"
-
-
-def _recipe(job: Job, state: dict[str, Any], made: Made | None) -> Recipe:
-    """The build manifest of what is installed, which decides what it must be able to do."""
-    if made:
-        return job.recipe_of(made[1])
-    ours = installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256")))
-    named = [one for one in job.also if ours and one.file.stem == state.get("manifest")]
-    return named[0] if named else job.recipe
-
-
-def _known(job: Job, recipe: Recipe) -> tuple[Any, ...]:
-    """The archs of this machine that the manifest knows, else all of the wanted ones."""
-    return tuple(one for one in job.host.archs if one in recipe.archs) or tuple(one.plain for one in job.archs)
-
-
-def _ours(job: Job, state: dict[str, Any]) -> Made | None:
-    """The wheel in the wheelhouse that is what is installed, if sagewheels installed it and it is untouched."""
-    for path, manifest in wheelhouse.wheels(job.settings):
-        same = path.name == state.get("wheel") and manifest.wheel_sha256 in ("", state.get("sha256"))
-        if same and installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256"))):
-            return path, manifest
-    return None
-
-
-def _put_back(job: Job) -> str:
-    try:
-        words = installed.restore(job.settings, job.target, job.recipe)
-    except SageError as error:
-        return f"WHAT WAS THERE BEFORE COULD NOT BE PUT BACK: {error.what}"
-    finally:
-        job.target = None
-    # Files that somebody changed since are theirs: then nothing was put back, and the line must not say so.
-    return words if "was changed since" in words else f"The machine is as it was: {words}"
-
-
-def _remember(job: Job, state: dict[str, Any], outcome: smoke.Outcome) -> None:
-    """Notes that what is installed passed here, so that the next auto need not run it again."""
-    if state.get("record"):
-        installed.write_state(
-            job.settings, job.target, job.recipe, {**state, "passed": circumstances(job), "words": outcome.words}
-        )
-
-
-def circumstances(job: Job) -> dict[str, Any]:
-    """What a pass of smoke depends on besides the wheel, and what was asked for: a change asks for a new one."""
-    torch = job.target.torch
-    # What was installed without is found again without.
-    trust = {"trust": job.trust.digest()} if job.settings.trusted_signers else {}
-    return {
-        **trust,
-        "gpus": [gpu.name for gpu in job.host.gpus],
-        "driver": job.host.driver,
-        "torch": torch.version if torch else "",
-        "triton": job.target.versions.get("triton", ""),
-        "archs": [str(one) for one in job.archs],
-        "source": [job.recipe.file.stem, job.source],
-    }
-
-
-def _record(job: Job, made: Made, outcome: smoke.Outcome) -> None:
-    """The proof goes into the wheelhouse, and into the store when the wheel is there and may be written.
-
-    A load without a GPU is recorded too, as what it is.
-    """
-    manifest = made[1]
-    if outcome.loaded_only:
-        entry = {"torch_version": circumstances(job)["torch"], "python_version": job.target.version, "gpu": None}
-        known = manifest.data.get("loads")
-        loads = [item for item in known if item != entry] if isinstance(known, list) else []
-        wheelhouse.write_manifest(job.settings, manifest.updated(loads=[*loads, entry]))
-        return
-    known = {_occasion(proof.raw) for proof in _known_proofs(job, manifest)}
-    marks = marking.against(job, manifest)
-    fresh = [one for one in outcome.proofs if marking.overrules(one, marks) or _occasion(one) not in known]
-    if not fresh:
-        if _is_unpublished(job, manifest):
-            _publish_proof(job, manifest)
-        return
-    fresh = [marking.newer(one, marks) for one in fresh]
-    for one in fresh:
-        ours.note(job.settings, ours.of_proof(one))
-    proven = manifest.updated(proofs=[*(manifest.data.get("proofs") or []), *fresh])
-    wheelhouse.write_manifest(job.settings, proven)
-    marking.take_back(job, proven)
-    _publish_proof(job, proven)
-
-
-def _known_proofs(job: Job, manifest: WheelManifest) -> tuple[Proof, ...]:
-    """The proofs that need no repetition; where we sign, those that are signed or may be."""
-    if not job.trust.signs:
-        return manifest.proofs
-    try:
-        there = [one.proofs for one in job.published if one.wheel_file == manifest.wheel_file]
-    except (StoreError, Untrusted):
-        there = []
-    return (*job.trust.own_proofs(manifest).proofs, *chain.from_iterable(there))
-
-
-def _occasion(proof: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What makes two proofs the same: a second one on the same GPU and stack says nothing new."""
-    return proof.get("gpu"), proof.get("driver"), proof.get("torch_version"), bool(proof.get("full"))
-
-
-def _is_unpublished(job: Job, manifest: WheelManifest) -> bool:
-    """Whether the store has this wheel without a proof that is here, as when it did not answer the last time."""
-    try:
-        listed = job.published if job.store.writable else []
-    except StoreError:
-        return False
-    same = [one for one in listed if (one.wheel_file, one.wheel_sha256) == (manifest.wheel_file, manifest.wheel_sha256)]
-    known = {(proof.gpu, proof.at_utc) for one in same for proof in one.proofs}
-    return bool(same) and any((proof.gpu, proof.at_utc) not in known for proof in manifest.proofs)
-
-
-def _publish_proof(job: Job, proven: WheelManifest) -> None:
-    from sagewheels.store import index
-
-    if not job.store.writable:
-        ui.say("smoke", f"the proof stays in the wheelhouse: {job.store.label} can only be read")
-        return
-    try:
-        if index.add_proof(job.store, job.trust.own_proofs(proven)):
-            ui.say("smoke", f"the proof is in {job.store.label}")
-    except (StoreError, Untrusted, UsageError) as error:
-        # A token for models may not write here, or a key not sign: the kernels are right all the same.
-        ui.warn("smoke", f"the proof stays in the wheelhouse: {error}")
 
 
 def do_init(job: Job, *, sign: bool = False) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sagewheels.errors import shown
 
 if TYPE_CHECKING:
-    from rich.status import Status
+    from rich.spinner import Spinner
 
 _PIPE_WIDTH = 1000
 _STYLES = {"ok": "green", "note": "yellow", "bad": "bold red", "fits": "green", "WRONG": "bold red"}
@@ -74,7 +74,7 @@ def size(count: int) -> str:
 class Progress:
     """A line that changes in place on a terminal, and one plain line every `every` seconds elsewhere."""
 
-    def __init__(self, topic: str, every: float, live: Status | None) -> None:
+    def __init__(self, topic: str, every: float, live: Spinner | None) -> None:
         self._topic, self._every, self._live = topic, every, live
         self._start = self._last = time.monotonic()
 
@@ -85,7 +85,7 @@ class Progress:
         if self._live:
             from rich.text import Text
 
-            self._live.update(Text(line))
+            self._live.update(text=Text(line))
         elif now - self._last >= self._every:
             self._last = now
             print(f"{line}\n", end="", flush=True)
@@ -98,6 +98,11 @@ def progress(topic: str, every: float = 15.0) -> Iterator[Progress]:
         yield Progress(topic, every, None)
         return
     from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
 
-    with Console().status("") as live:
-        yield Progress(topic, every, live)
+    spinner = Spinner("dots", style="status.spinner")
+    # Not Console.status, which draws nothing at first: of two threads that speak before the first frame, each believes
+    # the line to be empty, and the second one's words end up behind the frame that the first one drew.
+    with Live(spinner, console=Console(), refresh_per_second=12.5, transient=True):
+        yield Progress(topic, every, spinner)

@@ -14,11 +14,14 @@ from sagewheels.files import arriving, copy
 from sagewheels.manifest import WheelManifest, loads
 from sagewheels.store.entries import encoded
 
+Made = tuple[Path, WheelManifest]
+"""A wheel that is there, and what is known of it."""
+
 MARKS = "known-bad.json"
 """What smoke found bad on this machine, whether or not the store could be told."""
 
 
-def wheels(settings: Settings) -> list[tuple[Path, WheelManifest]]:
+def wheels(settings: Settings) -> list[Made]:
     """Every wheel that has a manifest; a manifest that cannot be read is said and passed over."""
     found = []
     for path in sorted(settings.wheelhouse_dir.glob("*.whl.json")):
@@ -32,7 +35,7 @@ def wheels(settings: Settings) -> list[tuple[Path, WheelManifest]]:
     return found
 
 
-def of_build_key(settings: Settings, key: str) -> tuple[Path, WheelManifest] | None:
+def of_build_key(settings: Settings, key: str) -> Made | None:
     """The wheel of this build key, if its bytes are still what its manifest says."""
     for path, manifest in wheels(settings):
         if manifest.build_key == key and wheel.file_hash(path)[0] == manifest.wheel_sha256:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -92,6 +93,14 @@ def _own_home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypa
     for key, value in _live_in(tmp_path_factory.mktemp("home")).items():
         monkeypatch.setenv(key, value)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C reaches the tests and what they start, also where a shell began all this with `&`, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,8 +12,8 @@ from sagewheels.arch import Arch
 from sagewheels.bad import Marks
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
-from sagewheels.steps import Made
 from sagewheels.toolkit import Toolkit
+from sagewheels.wheelhouse import Made
 from tests import wheels
 
 KIT = Toolkit(home=Path("/nowhere"), version="13.0", build="cuda_13.0", origin="a test", compiler="cc 13")

@@ -18,6 +18,7 @@ from sagewheels.config import Settings
 from sagewheels.host import Host
 from sagewheels.job import Job
 from sagewheels.target import Target
+from sagewheels.wheelhouse import Made
 from tests import wheels
 from tests.hub import Hub
 from tests.wheels import VERSION, Machine
@@ -164,7 +165,7 @@ class Place:
             job.host, job.target = _facts(self.machine)
         return job
 
-    def build(self, label: str = wheels.LABEL, *, python: str = "", **changes: Any) -> steps.Made:
+    def build(self, label: str = wheels.LABEL, *, python: str = "", **changes: Any) -> Made:
         """A wheel in the wheelhouse, as a build leaves it."""
         path = wheels.make(self.folder / "dist", version=VERSION + label, python=python)
         manifest = wheels.describe(path, **changes)

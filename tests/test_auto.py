@@ -12,6 +12,7 @@ import pytest
 from sagewheels import auto, steps, wheelhouse
 from sagewheels.errors import BuildFailed, NothingCompatible, Refused, SmokeFailed, StoreError
 from sagewheels.job import Job
+from sagewheels.wheelhouse import Made
 from tests import wheels
 from tests.hub import Hub
 from tests.wheels import NAME, RTX, TAG, VERSION, Machine
@@ -30,7 +31,7 @@ class Compiler:
     def __init__(self, **made: Any) -> None:
         self.made, self.asked = made, list[bool]()
 
-    def __call__(self, job: Job, *, force: bool = False, turn: Any = None) -> steps.Made:
+    def __call__(self, job: Job, *, force: bool = False, turn: Any = None) -> Made:
         self.asked.append(force)
         assert not job.dry_run
         if not self.made:
@@ -56,7 +57,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
     made = Compiler(python="mark = 'built'\n", version=f"{VERSION}+cu130torch2.11sm120.kbuilt")
     dry = steps.do_build
 
-    def build(job: Job, *, force: bool = False, turn: Any = None) -> steps.Made | None:
+    def build(job: Job, *, force: bool = False, turn: Any = None) -> Made | None:
         return dry(job, force=force) if job.dry_run else made(job, force=force)
 
     monkeypatch.setattr(steps, "do_build", build)

@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagewheels import auto, build, buildplan, claim, source, steps
+from sagewheels import auto, build, buildplan, claim, proving, source, steps
 from sagewheels.buildplan import Plan
 from sagewheels.config import Settings
 from sagewheels.errors import BuildFailed, StoreError
@@ -32,6 +32,7 @@ from sagewheels.store import Conflict, Snapshot, Store, claims, contention, inde
 from sagewheels.store.claims import CLAIMS, Claim, Watch
 from sagewheels.store.directory import DirectoryStore
 from sagewheels.store.guarded import GuardedStore
+from sagewheels.wheelhouse import Made
 from tests import fleet, wheels
 from tests.hub import Hub
 from tests.wheels import Machine
@@ -295,12 +296,12 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What auto would verify, install and smoke in the end, which is not tried here: the text of the package."""
     found = list[str]()
 
-    def verify(job: Job, made: steps.Made) -> None:
+    def verify(job: Job, made: Made) -> None:
         with zipfile.ZipFile(made[0]) as archive:
             found.append(archive.read(f"{wheels.PACKAGE}/__init__.py").decode().strip())
 
     monkeypatch.setattr(steps, "do_verify", verify)
-    monkeypatch.setattr(steps, "do_smoke", lambda job: None)
+    monkeypatch.setattr(proving, "do_smoke", lambda job: None)
     return found
 
 

@@ -381,6 +381,20 @@ def test_no_record_no_way_back(place: Place, ours: Path, theirs: Path) -> None:
     assert (wheels.tree(place.machine.site), place.state) == (before, {})
 
 
+@pytest.mark.parametrize("content", [b"caf\xe9.py,,\n", b"x" * 200_000 + b",,\n"], ids=["latin-1", "endless"])
+def test_a_record_that_cannot_be_read_is_no_way_back(place: Place, ours: Path, theirs: Path, content: bytes) -> None:
+    wheels.pip(place.machine.python, "install", theirs)
+    info = place.target.dist_info[wheels.NAME]
+    (info / "RECORD").write_bytes(content)
+    before = wheels.tree(place.machine.site)
+    with pytest.raises(Refused) as caught:
+        place.install(ours)
+    assert str(caught.value) == (
+        f"{info} has a RECORD that cannot be read, so what is there could not be put back. Uninstall it first."
+    )
+    assert (wheels.tree(place.machine.site), place.state) == (before, {})
+
+
 def test_a_file_that_record_lists_is_gone(place: Place, ours: Path, theirs: Path) -> None:
     wheels.pip(place.machine.python, "install", theirs)
     gone = place.machine.site / wheels.PACKAGE / "_fused.abi3.so"

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from sagewheels import auto, listing, marking, steps, wheelhouse
+from sagewheels import auto, listing, marking, proving, steps, wheelhouse
 from sagewheels.errors import NothingCompatible, SmokeFailed
 from sagewheels.job import Job
 from sagewheels.store import index
+from sagewheels.wheelhouse import Made
 from tests import wheels
 from tests.hub import Hub
 from tests.wheels import NAME, RTX, TAG, VERSION, Machine
@@ -43,7 +44,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stands in for the build step, which needs nvcc: the text of the package to build; grows with each build."""
     python = ["mark = 'built'\n"]
 
-    def build(job: Job, *, force: bool = False, turn: Any = None) -> steps.Made:
+    def build(job: Job, *, force: bool = False, turn: Any = None) -> Made:
         path = wheels.make(job.settings.work_dir / "out", version=BUILT.split("-")[1], python=python[-1])
         python.append(python[-1])
         manifest = wheels.describe(path, created_at_utc="2026-05-05T00:00:00Z")
@@ -184,7 +185,7 @@ def test_a_proof_takes_the_mark_back(rtx: Machine, capsys: pytest.CaptureFixture
     job = rtx.job(environ=better)
     steps.do_verify(job, steps.choose(job, GOOD))
     capsys.readouterr()
-    steps.do_smoke(rtx.job(environ=better))
+    proving.do_smoke(rtx.job(environ=better))
     assert capsys.readouterr().out.splitlines()[-2:] == [
         f"[smoke] {GOOD} was known to be bad here, which is taken back",
         f"[smoke] the proof is in {store(rtx)}",
@@ -202,7 +203,7 @@ def test_what_came_last_counts(rtx: Machine) -> None:
     auto.auto(rtx.job(environ=better))
     assert latest(rtx)["wheel_file"] == GOOD
     with pytest.raises(SmokeFailed):
-        steps.do_smoke(rtx.job())
+        proving.do_smoke(rtx.job())
     assert latest(rtx) == {}
     assert not rtx.job().verdicts()[0].fits
     auto.auto(rtx.job(environ=better, wheel_url=(store(rtx) / GOOD).as_uri()))
@@ -242,7 +243,7 @@ def test_what_the_long_checks_find_is_marked(rtx: Machine, capsys: pytest.Captur
     auto.auto(rtx.job())
     assert (rtx.import_version(), latest(rtx)["wheel_file"]) == ("late", GOOD)
     with pytest.raises(SmokeFailed) as caught:
-        steps.do_smoke(rtx.job(), long=True)
+        proving.do_smoke(rtx.job(), long=True)
     what = "side-stream of attn: head_dim 64: 3 of 64 values differ"
     assert str(caught.value).startswith(f"smoke failed: GPU 0 (NVIDIA GeForce RTX 5090): {what}. ")
     assert (rtx.import_version(), latest(rtx)) == ("none", {})
@@ -251,11 +252,11 @@ def test_what_the_long_checks_find_is_marked(rtx: Machine, capsys: pytest.Captur
     job = rtx.job()
     steps.do_verify(job, steps.choose(job, GOOD))
     for _ in range(2):
-        steps.do_smoke(rtx.job())
+        proving.do_smoke(rtx.job())
     (verdict,) = rtx.job().verdicts()
     assert (verdict.fits, marks(store(rtx)), len(verdict.candidate.proofs)) == (False, [mark], 1)
     capsys.readouterr()
-    steps.do_smoke(rtx.job(environ={**rtx.settings.environ, "TINY_MENDED": "1"}), long=True)
+    proving.do_smoke(rtx.job(environ={**rtx.settings.environ, "TINY_MENDED": "1"}), long=True)
     assert f"[smoke] {GOOD} was known to be bad here, which is taken back" in capsys.readouterr().out.splitlines()
     (verdict,) = rtx.job().verdicts()
     assert (verdict.fits, marks(store(rtx)), latest(rtx)["wheel_file"]) == (True, [], GOOD)
@@ -267,7 +268,7 @@ def test_what_keeps_the_long_checks_from_being_made_marks_nothing(rtx: Machine) 
     publish(rtx, python="mark = 'late'\nlate = {'error': 'RuntimeError: Failed to find C compiler.'}\n")
     auto.auto(rtx.job())
     with pytest.raises(SmokeFailed, match=r"side-stream of attn: head_dim 64: RuntimeError: Failed to find C compiler"):
-        steps.do_smoke(rtx.job(), long=True)
+        proving.do_smoke(rtx.job(), long=True)
     assert "known_bad" not in json.loads((store(rtx) / "index.json").read_text())
     assert rtx.job().verdicts()[0].fits
 

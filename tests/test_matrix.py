@@ -22,6 +22,7 @@ from sagewheels.match import Wanted
 from sagewheels.stack import Need
 from sagewheels.store import index
 from sagewheels.store.directory import DirectoryStore
+from sagewheels.wheelhouse import Made
 from tests import wheels
 from tests.wheels import NAME, VERSION, Machine
 
@@ -352,7 +353,7 @@ class Works:
             wheels.put_torch(job.target.python)
             job.target = None
 
-    def build(self, job: Job, *, force: bool = False) -> steps.Made:
+    def build(self, job: Job, *, force: bool = False) -> Made:
         assert not force and job.target.torch is not None
         archs = job.settings.torch_cuda_arch_list
         self.built.append(f"{job.target.python_tag} {archs}")
@@ -564,7 +565,7 @@ def test_a_wheel_on_the_stable_abis_is_built_once(
     works.stable = True
     made = works.build
 
-    def build(job: Job, *, force: bool = False) -> steps.Made:
+    def build(job: Job, *, force: bool = False) -> Made:
         path, found = made(job, force=force)
         found = found.updated(stable_abi={"torch": "2.10"})
         wheelhouse.write_manifest(job.settings, found)

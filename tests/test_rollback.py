@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sagewheels import exchange, installed, installer, rollback, steps, wheelhouse
+from sagewheels import exchange, installed, installer, proving, rollback, steps, wheelhouse
 from sagewheels.config import Settings
 from sagewheels.errors import Refused, UsageError
 from sagewheels.target import Target
@@ -57,7 +57,7 @@ def test_one_step_at_a_time_to_what_the_user_had(here: Machine, capsys: pytest.C
     wheel = theirs(here)
     wheels.pip(here.python, "install", wheel)
     verify(here, 1)
-    steps.do_smoke(here.job())
+    proving.do_smoke(here.job())
     first = state(here)
     verify(here, 2)
     assert back(here, capsys) == [
@@ -303,7 +303,7 @@ def test_a_rollback_that_was_cut_off_is_finished_by_smoke(
     verify(here, 2)
     cut_off(lambda: rollback.rollback(here.job()))
     capsys.readouterr()
-    steps.do_smoke(here.job())
+    proving.do_smoke(here.job())
     assert capsys.readouterr().out.splitlines()[0] == ENDED
     assert (here.import_version(), state(here)["wheel"]) == ("v1", V1)
 

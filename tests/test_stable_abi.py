@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from packaging import tags
 
-from sagewheels import arch, build, fetch, match, recipe, stableabi, steps, verify, wheel, wheelhouse
+from sagewheels import arch, build, fetch, match, proving, recipe, stableabi, steps, verify, wheel, wheelhouse
 from sagewheels.errors import BuildFailed, NothingCompatible, Refused, UsageError
 from sagewheels.manifest import WheelManifest, parse
 from sagewheels.match import Origin, Wanted, judge, rank
 from sagewheels.resources import ROOT
+from sagewheels.wheelhouse import Made
 from tests import wheels
 from tests.wheels import RTX, VERSION, Machine
 
@@ -285,7 +286,7 @@ def test_what_the_stable_abi_of_libtorch_has(name: str, stable: bool) -> None:
     assert stableabi.beyond_torch([name]) == (() if stable else (name,))
 
 
-def made(folder: Path, *calls: str, tag: str = TAG, label: str = "+cu13sm120.k1", **changes: Any) -> steps.Made:
+def made(folder: Path, *calls: str, tag: str = TAG, label: str = "+cu13sm120.k1", **changes: Any) -> Made:
     """A wheel whose one extension needs these symbols, and a manifest that claims the stable ABIs."""
     files = wheels.content(_fused=wheels.extension(calls=calls))
     path = wheels.make(folder / "dist", files, version=VERSION + label, tag=tag)
@@ -354,12 +355,12 @@ def machine(folder: Path, **settings: Any) -> Machine:
     return here
 
 
-def publish(here: Machine, one: steps.Made) -> WheelManifest:
+def publish(here: Machine, one: Made) -> WheelManifest:
     assert steps.do_upload(here.job(), one)
     return one[1]
 
 
-def exact(here: Machine, **changes: Any) -> steps.Made:
+def exact(here: Machine, **changes: Any) -> Made:
     path = wheels.make(here.folder / "dist")
     return path, wheels.describe(path, **{"built_from_commit": OURS, **changes})
 
@@ -462,10 +463,10 @@ def test_it_is_proven_by_its_own_manifest(tmp_path: Path, monkeypatch: pytest.Mo
     job = here.job()
     path, claim = made(tmp_path)
     steps.do_verify(job, (wheelhouse.keep(job.settings, path, claim), claim))
-    outcome = steps.do_smoke(job)
+    outcome = proving.do_smoke(job)
     assert outcome and [proof["kernel"] for proof in outcome.proofs] == ["tiny_kernel"]
     shutil.rmtree(job.settings.wheelhouse_dir)
-    again = steps.do_smoke(here.job())
+    again = proving.do_smoke(here.job())
     assert again and [proof["kernel"] for proof in again.proofs] == ["tiny_kernel"]
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from sagewheels import installed, smoke, stack, steps, wheel, wheelhouse
+from sagewheels import installed, proving, smoke, stack, steps, wheel, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, UsageError
 from sagewheels.manifest import WheelManifest
+from sagewheels.wheelhouse import Made
 from tests import wheels
 from tests.hub import Hub
 from tests.wheels import NAME, RTX, TAG, VERSION, Machine
@@ -36,7 +37,7 @@ def here(tmp_path: Path) -> Machine:
     return wheels.machine(tmp_path)
 
 
-def keep(machine: Machine, label: str = wheels.LABEL, *, python: str = "", **changes: Any) -> steps.Made:
+def keep(machine: Machine, label: str = wheels.LABEL, *, python: str = "", **changes: Any) -> Made:
     """A wheel in the wheelhouse, as fetch or build leave it."""
     path = wheels.make(machine.folder / "dist", version=VERSION + label, python=python)
     manifest = wheels.describe(path, **changes)
@@ -101,7 +102,7 @@ def test_the_stack_of_a_proven_wheel_comes_first(tmp_path: Path, capsys: pytest.
     )
 
 
-def _publish(machine: Machine, **changes: Any) -> steps.Made:
+def _publish(machine: Machine, **changes: Any) -> Made:
     made = keep(machine, **changes)
     assert steps.do_upload(machine.job(), made)
     shutil.rmtree(machine.settings.wheelhouse_dir)
@@ -304,14 +305,14 @@ def test_upload_to_the_hub(here: Machine, capsys: pytest.CaptureFixture[str]) ->
 
 def test_smoke_of_what_is_not_installed(here: Machine) -> None:
     line = f"{NAME} is not installed in {here.python.parent.parent}. Run install or auto first."
-    assert failing(UsageError, steps.do_smoke, here.job()) == line
+    assert failing(UsageError, proving.do_smoke, here.job()) == line
 
 
 def test_smoke_where_there_is_no_gpu(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     """It stops at loading and says so; nothing is proven, in the wheelhouse or in the store."""
     steps.do_verify(here.job(), keep(here))
     capsys.readouterr()
-    outcome = steps.do_smoke(here.job())
+    outcome = proving.do_smoke(here.job())
     assert outcome is not None and outcome.loaded_only
     assert lines(capsys) == [
         f"[smoke] import {NAME}: ok",
@@ -328,7 +329,7 @@ def test_smoke_dry_run(here: Machine, capsys: pytest.CaptureFixture[str]) -> Non
     steps.do_verify(here.job(), keep(here))
     before = wheels.tree(here.folder)
     capsys.readouterr()
-    assert steps.do_smoke(here.job(dry_run=True)) is None
+    assert proving.do_smoke(here.job(dry_run=True)) is None
     assert lines(capsys) == [f"[smoke] would run {NAME} {VERSION}{wheels.LABEL} on no GPU: load only"]
     assert wheels.tree(here.folder) == before
 
@@ -336,11 +337,11 @@ def test_smoke_dry_run(here: Machine, capsys: pytest.CaptureFixture[str]) -> Non
 def test_smoke_of_a_package_that_the_user_installed(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     """It can be tried, is never proven, and is left alone when it fails."""
     wheels.pip(here.python, "install", wheels.make(here.folder / "dist"))
-    assert steps.do_smoke(here.job()) is not None
+    assert proving.do_smoke(here.job()) is not None
     assert not (here.settings.work_dir / "state").exists()
     (here.site / wheels.PACKAGE / "_fused.abi3.so").unlink()
     before = wheels.tree(here.site)
-    line = failing(SmokeFailed, steps.do_smoke, here.job())
+    line = failing(SmokeFailed, proving.do_smoke, here.job())
     assert line == (
         f"smoke failed: import {NAME}._fused failed: ModuleNotFoundError: No module named '{NAME}._fused'. "
         f"The machine is as it was: {NAME} was not installed by sagewheels and is left as it is; "
@@ -358,7 +359,7 @@ def test_smoke_proves_on_a_gpu(
     steps.do_upload(machine.job(), made)
     steps.do_verify(machine.job(), made)
     capsys.readouterr()
-    steps.do_smoke(machine.job())
+    proving.do_smoke(machine.job())
     said = lines(capsys)
     assert "[smoke] proven on NVIDIA GeForce RTX 5090 (arch 12.0)" in said
     assert said[-1] == f"[smoke] the proof is in {store}"
@@ -376,7 +377,7 @@ def test_smoke_proves_on_a_gpu(
     assert (latest["wheel_file"], latest["proofs"]) == (GOOD, [proof])
     # The same again is no news.
     before = wheels.tree(store)
-    steps.do_smoke(machine.job())
+    proving.do_smoke(machine.job())
     assert wheels.tree(store) == before
 
 
@@ -387,7 +388,7 @@ def test_a_proof_of_a_wheel_that_is_not_in_the_store_is_no_failure(
     wheels.with_gpu_answers(monkeypatch)
     machine = wheels.machine(tmp_path, gpu=RTX)
     steps.do_verify(machine.job(), keep(machine))
-    assert steps.do_smoke(machine.job()) is not None
+    assert proving.do_smoke(machine.job()) is not None
     assert capsys.readouterr().err == (
         f"[smoke] warning: the proof stays in the wheelhouse: {GOOD} is not in {machine.settings.sage_store}. "
         "Upload it first.\n"
@@ -413,12 +414,12 @@ def test_a_proof_that_could_not_be_published_is_published_by_the_next_smoke(
         steps.do_upload(machine.job(), made)
         steps.do_verify(machine.job(), made)
         hub.misbehave("/commit/", "503", 3)
-        steps.do_smoke(machine.job())
+        proving.do_smoke(machine.job())
         assert "[smoke] warning: the proof stays in the wheelhouse: " in capsys.readouterr().err
         listed = [json.loads(hub.files("me/wheels")[name]) for name in hub.files("me/wheels") if "index" in name]
         assert [one["proofs"] for one in listed[0]["wheels"]] == [[]]
         for commits in (2, 2):
-            steps.do_smoke(machine.job())
+            proving.do_smoke(machine.job())
             assert hub.commits == commits
     assert capsys.readouterr().out.count("[smoke] the proof is in hf://datasets/me/wheels@main/") == 1
 
@@ -435,7 +436,7 @@ def test_wrong_results_put_the_machine_back(
     steps.do_verify(machine.job(), made)
     assert machine.import_version() == "wrong"
     with pytest.raises(SmokeFailed) as caught:
-        steps.do_smoke(machine.job())
+        proving.do_smoke(machine.job())
     assert caught.value.code == 6
     assert str(caught.value) == (
         "smoke failed: GPU 0 (NVIDIA GeForce RTX 5090): 2 of 2 cases are wrong, first head_dim 64 float16 full "
@@ -456,7 +457,7 @@ def test_what_passed_here_before_stays_when_it_is_not_to_blame(
     wheels.with_gpu_answers(monkeypatch)
     machine = wheels.machine(tmp_path, gpu=RTX)
     steps.do_verify(machine.job(), keep(machine))
-    steps.do_smoke(machine.job())
+    proving.do_smoke(machine.job())
     real = smoke.run
 
     def blind(*args: Any) -> smoke.Outcome:
@@ -467,21 +468,21 @@ def test_what_passed_here_before_stays_when_it_is_not_to_blame(
 
     monkeypatch.setattr(smoke, "run", blind)
     with pytest.raises(SmokeFailed) as caught:
-        steps.do_smoke(machine.job())
+        proving.do_smoke(machine.job())
     assert str(caught.value) == (
         "smoke failed: torch sees no GPU. It passed here before, and nothing speaks against the wheel itself: it stays "
         "installed."
     )
     monkeypatch.setattr(smoke, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        steps.do_smoke(machine.job())
+        proving.do_smoke(machine.job())
     assert machine.import_version() != "none"
 
 
 def test_kernels_that_bring_the_interpreter_down(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     made = keep(here, python="import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     steps.do_verify(here.job(), made)
-    line = failing(SmokeFailed, steps.do_smoke, here.job())
+    line = failing(SmokeFailed, proving.do_smoke, here.job())
     assert line.startswith("the kernels brought the interpreter down (killed by SIGSEGV): ")
     assert f"The machine is as it was: {NAME} is not installed, as before. The whole output is " in line
     assert here.import_version() == "none"

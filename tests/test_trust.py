@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sagewheels import auto, bad, fetch, listing, manifest, ours, stack, steps, trust, wheelhouse
+from sagewheels import auto, bad, fetch, listing, manifest, ours, proofs, proving, stack, steps, trust, wheelhouse
 from sagewheels import signing as ssh
 from sagewheels.bad import Mark
 from sagewheels.config import load
@@ -22,6 +22,7 @@ from sagewheels.job import Job
 from sagewheels.resources import ROOT
 from sagewheels.store import index
 from sagewheels.store.entries import merge
+from sagewheels.wheelhouse import Made
 from tests import signers, wheels
 from tests.hub import Hub
 from tests.signers import FOLDER, REPO, Key, Place, Shop, needs_ssh_keygen
@@ -436,7 +437,7 @@ def test_a_signed_store_is_not_written_without_a_key(cast: Cast, capsys: pytest.
     job = place.job()
     assert failing(StoreError, index.add_mark, job.store, mark(cast.shop.entry(GOOD)["wheel_sha256"])) == line
     proven = made[1].updated(wheel_file=GOOD, wheel_sha256=cast.shop.entry(GOOD)["wheel_sha256"], proofs=[PROOF])
-    steps._publish_proof(place.job(), proven)
+    proofs.publish(place.job(), proven)
     assert capsys.readouterr().err == f"[smoke] warning: the proof stays in the wheelhouse: {line}\n"
     assert cast.shop.files() == before
 
@@ -515,7 +516,7 @@ def test_a_proof_of_somebody_else_is_not_signed(local: Cast) -> None:
     made = place.build(proofs=[PROOF, mine])
     steps.do_upload(place.job(), made)
     assert local.shop.entry(GOOD)["proofs"] == [mine]
-    steps._publish_proof(place.job(), made[1])
+    proofs.publish(place.job(), made[1])
     assert local.shop.entry(GOOD)["proofs"] == [mine]
 
 
@@ -584,12 +585,12 @@ def test_a_proof_is_signed_where_it_is_found(
     steps.do_upload(place.job(), made)
     assert mine.shop.entry(GOOD)["proofs"] == []
     steps.do_verify(place.job(), made)
-    steps.do_smoke(place.job())
+    proving.do_smoke(place.job())
     assert f"[smoke] the proof is in {mine.shop.label}" in said(capsys)
     (proof,) = mine.shop.entry(GOOD)["proofs"]
     assert proof["at_utc"] != PROOF["at_utc"]
     assert (mine.shop.index["serial"], fetch_verdicts(mine.reader())) == (2, {GOOD: ""})
-    steps.do_smoke(place.job())
+    proving.do_smoke(place.job())
     assert mine.shop.index["serial"] == 2, "nothing new was found"
 
 
@@ -648,6 +649,20 @@ def test_a_damaged_memory_is_said_and_no_reason_to_stop(local: Cast, capsys: pyt
         warning = f"[store] warning: {memory} cannot be read: which states of a store were seen before is not known"
         assert set(capsys.readouterr().err.splitlines()) == {warning}
         assert json.loads(memory.read_text()) == {local.shop.label: 1}
+
+
+def test_a_memory_that_cannot_be_written_is_said_and_no_reason_to_stop(
+    local: Cast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither for who reads, nor for who has published by then."""
+    place, reader = local.publisher(), local.reader()
+    for one in (place, reader):
+        (one.folder / "work" / "state" / "serials.json").mkdir(parents=True)
+    assert place.publish() == GOOD
+    assert list(fetch_verdicts(reader)) == [GOOD]
+    memory = reader.folder / "work" / "state" / "serials.json"
+    warning = f"that serial 1 was seen is not remembered: {memory} cannot be used: Is a directory"
+    assert f"[store] warning: {warning}" in capsys.readouterr().err.splitlines()
 
 
 def test_settings_that_would_enforce_nothing_are_refused(local: Cast, tmp_path: Path) -> None:
@@ -761,7 +776,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, mine: Cast) -> list[bool]:
     """Stands in for the build step, which needs nvcc; whether each call was forced."""
     asked = list[bool]()
 
-    def build(job: Job, *, force: bool = False, turn: Any = None) -> steps.Made:
+    def build(job: Job, *, force: bool = False, turn: Any = None) -> Made:
         asked.append(force)
         place = Place(mine.machine, job.settings.work_dir.parent, mine.shop.settings, same=False)
         return place.build("+cu130torch2.11sm120.kbuilt", python="mark = 'built'\n")

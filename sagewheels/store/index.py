@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import tempfile
@@ -18,6 +17,7 @@ from sagewheels.manifest import ManifestError, WheelManifest, parse, when
 from sagewheels.store import Conflict, Snapshot, Store, contention
 from sagewheels.store.card import CARD, card
 from sagewheels.store.entries import INDEX, LATEST, MEND, damage, document, encoded, entries, latest, merge
+from sagewheels.wheel import file_hash
 
 READS = 3
 
@@ -322,10 +322,6 @@ def _is_readable(entry: object) -> bool:
 def _sha256(path: Path) -> str:
     """Raises Refused when there is no such file."""
     try:
-        with path.open("rb") as stream:
-            digest = hashlib.sha256()
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
+        return file_hash(path)[0]
     except OSError as error:
         raise Refused(f"{path} cannot be read ({error.strerror})", "Build it again") from None
-    return digest.hexdigest()
