@@ -650,6 +650,21 @@ def test_a_damaged_memory_is_said_and_no_reason_to_stop(local: Cast, capsys: pyt
         assert json.loads(memory.read_text()) == {local.shop.label: 1}
 
 
+def test_a_memory_that_cannot_be_written_is_said_and_no_reason_to_stop(
+    local: Cast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk, or a WORK_DIR that is mounted read-only: nothing is the matter with the store."""
+    place, reader = local.publisher(), local.reader()
+    for one in (place, reader):
+        (one.folder / "work" / "state" / "serials.json").mkdir(parents=True)
+    place.publish()
+    assert local.shop.index["serial"] == 1
+    assert list(fetch_verdicts(reader)) == [GOOD]
+    memory = reader.folder / "work" / "state" / "serials.json"
+    why = f"{memory} cannot be used: Is a directory"
+    assert f"[store] warning: that serial 1 was seen is not remembered: {why}" in capsys.readouterr().err.splitlines()
+
+
 def test_settings_that_would_enforce_nothing_are_refused(local: Cast, tmp_path: Path) -> None:
     gone = signers.revoked(tmp_path / "gone", local.keys["thief"])
     for key, changes in (

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from sagewheels import ui
-from sagewheels.errors import StoreError
+from sagewheels.errors import SageError
 from sagewheels.files import arriving
 
 
@@ -23,7 +23,7 @@ def remember(path: Path, label: str, serial: int) -> None:
     try:
         with arriving(path) as stream:
             stream.write(f"{json.dumps({**known, label: serial}, indent=2, sort_keys=True)}\n".encode())
-    except StoreError as error:
+    except SageError as error:
         ui.warn("store", f"that serial {serial} was seen is not remembered: {error.what}")
 
 
