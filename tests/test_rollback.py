@@ -362,6 +362,23 @@ def test_an_installer_that_fails_leaves_the_very_files(here: Machine, monkeypatc
     assert here.import_version() == "v1"
 
 
+def test_a_relative_link_comes_back_too(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one to the library that was built last: aside, it leads nowhere."""
+    wheels.pip(here.python, "install", theirs(here))
+    (library,) = (here.site / NAME).glob("*.so")
+    library.rename(library.with_name("library"))
+    library.symlink_to("library")
+    before = wheels.tree(here.site)
+
+    def fails(settings: Settings, found: Target, wheel: Path, *, name: str) -> None:
+        raise UsageError("no")
+
+    monkeypatch.setattr(installer, "install_wheel", fails)
+    with pytest.raises(UsageError):
+        verify(here, 1)
+    assert wheels.tree(here.site) == before
+
+
 def test_the_memory_of_many_steps_is_bounded(here: Machine) -> None:
     job = here.job()
     memory: dict[str, object] = {"wheel": "0"}
