@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -343,6 +344,17 @@ def test_a_memory_that_is_lost_in_the_middle(here: Machine, cut_off: CutOff) -> 
     path.unlink()
     verify(here, 1)
     assert (here.import_version(), Path(str(state(here)["previous"])).name) == ("v1", theirs(here).name)
+
+
+def test_a_run_with_another_work_dir_undoes_it_as_well(here: Machine, cut_off: CutOff, tmp_path: Path) -> None:
+    """Its own memory says nothing of what was cut off, and nothing against undoing it."""
+    verify(here, 1)
+    site, memory = wheels.tree(here.site), state(here)
+    other = replace(here, settings=replace(here.settings, work_dir=tmp_path / "other"))
+    cut_off(lambda: verify(other, 2))
+    job = here.job()
+    installed.finish(job.settings, job.target, job.recipe)
+    assert (wheels.tree(here.site), state(here)) == (site, memory)
 
 
 def test_an_installer_that_fails_leaves_the_very_files(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
