@@ -204,5 +204,6 @@ def _publish(job: Job, built: Made, turn: Turn) -> SageError | None:
         turn.published()
     except (StoreError, Untrusted, UsageError) as error:
         ui.warn("auto", str(error))
+        job.not_taken = built[0].name
         return error
     return None
