@@ -186,6 +186,8 @@ def obstacle(settings: Settings, found: Target, recipe: Recipe) -> str:
         return f"{recipe.name} is left as it is: {previous}, the copy of what was there, is gone" if gone else ""
     if state.get("record") == fingerprint(found, recipe) != "":
         return f"{recipe.name} was changed since sagewheels installed it (auto installs it anew) and is left as it is"
+    if recipe.name not in found.versions:
+        return f"{recipe.name} is not installed"
     return f"{recipe.name} was not installed by sagewheels and is left as it is"
 
 

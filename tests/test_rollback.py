@@ -69,7 +69,7 @@ def test_one_step_at_a_time_to_what_the_user_had(here: Machine, capsys: pytest.C
     manifest = here.settings.sage_manifest
     assert back(here, capsys) == [
         f"[rollback] {wheel.name} is back",
-        f"[rollback] auto would install {V1} again: [[known_bad]] in {manifest} keeps it away, and verify --wheel "
+        f"[rollback] auto would install {V1} again, unless [[known_bad]] in {manifest} names it; verify --wheel "
         "chooses another",
     ]
     assert (here.import_version(), state(here)) == ("theirs", {})
