@@ -15,7 +15,7 @@ from types import FrameType
 from invoke.context import Context
 from invoke.exceptions import Exit
 
-from sagewheels import config, files, guard
+from sagewheels import config, files, guard, locks
 from sagewheels.errors import Interrupted, SageError, UsageError
 from sagewheels.job import Job
 from sagewheels.redact import redacted
@@ -45,7 +45,7 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
         if dry_run or not locked:
             yield run
         else:
-            with run.alone():
+            with locks.alone(settings):
                 yield run
     except Exit:
         raise
