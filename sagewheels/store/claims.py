@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,7 +13,7 @@ from sagewheels import ui
 from sagewheels.errors import StoreError
 from sagewheels.manifest import ManifestError, load_json, when
 from sagewheels.store import Conflict, Snapshot, Store, contention
-from sagewheels.store.entries import encoded
+from sagewheels.store.entries import written
 
 CLAIMS = "claims.json"
 
@@ -114,14 +113,14 @@ def placed(content: bytes | None, claim: Claim, now: datetime) -> bytes:
         return other is None or (other.build_key != claim.build_key and when(other.until_utc) > now - _FORGOTTEN)
 
     found = _document(content)[0]
-    return _encoded({**found, "claims": [*filter(stays, found["claims"]), asdict(claim)]})
+    return written({**found, "claims": [*filter(stays, found["claims"]), asdict(claim)]})
 
 
 def without(content: bytes | None, nonce: str) -> bytes | None:
     """The file without this claim; None when it is not there."""
     found = _document(content)[0]
     left = [item for item in found["claims"] if not (isinstance(item, dict) and item.get("nonce") == nonce)]
-    return None if left == found["claims"] else _encoded({**found, "claims": left})
+    return None if left == found["claims"] else written({**found, "claims": left})
 
 
 def take(store: Store, snapshot: Snapshot, claim: Claim) -> None:
@@ -192,7 +191,3 @@ def _claim(item: object) -> Claim | None:
     if not isinstance(renewals, int) or not values["build_key"] or not values["nonce"]:
         return None
     return Claim(**values)  # type: ignore[arg-type]
-
-
-def _encoded(document: Mapping[str, Any]) -> bytes:
-    return encoded(json.dumps(document, indent=1, sort_keys=True) + "\n")

@@ -12,7 +12,7 @@ from typing import Any
 from sagewheels.errors import StoreError, Untrusted
 from sagewheels.manifest import ManifestError, load_json
 from sagewheels.store import Conflict, Snapshot, Store, serials
-from sagewheels.store.entries import INDEX, LATEST, damage, encoded
+from sagewheels.store.entries import INDEX, LATEST, damage, written
 from sagewheels.trust import Trust, canonical
 
 _LAG_TRIES = 4
@@ -127,8 +127,7 @@ class GuardedStore:
             return self._inner.commit(parent, files, message)
         serial = self._verified(before) + 1
         document, name = self._trust.sign_index({**json.loads(index), "serial": serial})
-        signed = encoded(json.dumps(document, indent=1, sort_keys=True) + "\n")
-        revision = self._inner.commit(parent, {**files, INDEX: signed}, message)
+        revision = self._inner.commit(parent, {**files, INDEX: written(document)}, message)
         serials.remember(self._memory, self.label, serial)
         self.standing = _standing(serial, name)
         return revision
