@@ -26,6 +26,7 @@ def auto(job: Job, *, rebuild: bool = False, no_wait: bool = False) -> None:
     """
     if not rebuild and in_place(job):
         return
+    job.trust.demand_usable()
     if job.dry_run:
         plan(job, rebuild=rebuild, no_wait=no_wait)
         return
@@ -76,6 +77,7 @@ def install(job: Job) -> None:
     """`auto` without the compiler. Raises NothingCompatible when the store has nothing."""
     if in_place(job, "install"):
         return
+    job.trust.demand_usable()
     _demand_trust(job)
     steps.do_stack(job)
     if job.dry_run and stack.faults(job.target, job.need, job.settings):

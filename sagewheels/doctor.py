@@ -124,6 +124,15 @@ def _compiler(job: Job) -> Iterator[Check]:
         yield _check(replace(item, remedy="A build makes one from the package index first") if made else item, "note")
 
 
+def _signatures(job: Job) -> Iterator[Check]:
+    trust = job.trust
+    trust.demand_usable()
+    found = "only what TRUSTED_SIGNERS signed is taken" if trust.enforced else "whatever the store holds is taken"
+    signs = "; SIGNING_KEY signs what is published" if trust.signs else ""
+    remedy = "" if trust.enforced else "init-hf --sign makes a key and a list of signers"
+    yield Check(what="signatures", standing="note" if remedy else "ok", found=f"{found}{signs}", remedy=remedy)
+
+
 def _store(job: Job) -> Iterator[Check]:
     fits = [verdict for verdict in job.verdicts() if verdict.fits]
     found = f"{job.store.label}: {ui.count(len(job.published), 'wheel')}, {len(fits)} for this machine"

@@ -7,6 +7,7 @@ it was found. `begin` and `undo` can be killed anywhere, and `undo` called again
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -60,7 +61,8 @@ def undo(found: Target, name: str) -> None:
     if plan:
         old, new, (info, new_info) = plan["old"], plan["new"], plan["infos"]
         for number, path in enumerate(old):
-            if (place / str(number)).exists():
+            # A relative link leads nowhere from where it lies aside, and is there all the same.
+            if os.path.lexists(place / str(number)):
                 shutil.move(place / str(number), path)
         is_aside = (place / "info").exists()
         if new_info and (is_aside or new_info != info):

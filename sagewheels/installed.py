@@ -240,7 +240,8 @@ def finish(settings: Settings, found: Target, recipe: Recipe) -> Target:
     state = read_state(settings, found, recipe)
     if not is_cut_off(found, recipe, state):
         return found
-    if not is_pending(found, recipe, state) and (state or _has_arrived(found, recipe)):
+    # A memory without a pending wheel may be of another WORK_DIR than the one whose run was cut off.
+    if not is_pending(found, recipe, state) and (state.get("pending") or _has_arrived(found, recipe)):
         exchange.end(found, recipe.name)
         return found
     exchange.undo(found, recipe.name)
@@ -250,12 +251,13 @@ def finish(settings: Settings, found: Target, recipe: Recipe) -> Target:
         )
     else:
         ui.say("install", f"one of {recipe.name} was cut off and is undone")
-        _remember(settings, found, recipe, state.get("was") or {})
+        if state.get("pending"):
+            _remember(settings, found, recipe, state.get("was") or {})
     return _again(settings, found, recipe)
 
 
 def _has_arrived(found: Target, recipe: Recipe) -> bool:
-    """Whether what was to come is there, whole; for an exchange of which all memory is gone."""
+    """Whether what was to come is there, whole; for an exchange of which nothing is remembered here."""
     info = exchange.awaited(found, recipe.name)
     return info is None or _is_intact(info)
 

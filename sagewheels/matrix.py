@@ -44,6 +44,7 @@ def matrix(job: Job, pythons: str, torches: str, *, as_json: bool = False) -> No
     Raises UsageError and StoreError before anything is made; then goes on after whatever fails, and raises an error
     with the exit code of the first failure. `as_json` and a dry run only plan.
     """
+    job.trust.demand_usable()
     asked = cells.parse(pythons, torches, job.settings.torch_cuda_arch_list or _default(job))
     # Other machines will read the document, and they have the store only.
     stored, kept = job.published, {} if as_json else _intact(job)

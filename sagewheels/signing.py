@@ -47,6 +47,11 @@ class Answer:
     reason: str = ""
 
 
+def demand_program(env: Mapping[str, str]) -> None:
+    """Raises UsageError when there is no ssh-keygen: images for GPU machines often have none."""
+    proc.run(["ssh-keygen", "-?"], env=_quiet(env), timeout=_TIMEOUT)
+
+
 def signers(allowed: str, revoked: str) -> Signers:
     """The signers of TRUSTED_SIGNERS and REVOKED_SIGNERS (or none).
 

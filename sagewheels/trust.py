@@ -47,6 +47,17 @@ class Trust:
             return signing.signers(chosen.trusted_signers, chosen.revoked_signers)
         return signing.own(chosen.signing_key, chosen.environ)
 
+    def demand_usable(self) -> None:
+        """Nothing when what the settings name can be used: no compile shall end with what could be seen before it.
+
+        Raises UsageError for a list that cannot be read, a key that cannot sign or is not on it, and no ssh-keygen.
+        """
+        if self.enforced:
+            _ = self.signers
+            signing.demand_program(self._settings.environ)
+        if self.signs:
+            self._signed("{}", signing.WHEEL)
+
     def digest(self) -> str:
         """What a change of TRUSTED_SIGNERS or REVOKED_SIGNERS changes; empty when nothing is enforced."""
         if not self.enforced:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -345,6 +346,17 @@ def test_a_memory_that_is_lost_in_the_middle(here: Machine, cut_off: CutOff) -> 
     assert (here.import_version(), Path(str(state(here)["previous"])).name) == ("v1", theirs(here).name)
 
 
+def test_a_run_with_another_work_dir_undoes_it_as_well(here: Machine, cut_off: CutOff, tmp_path: Path) -> None:
+    """Its own memory says nothing of what was cut off, and nothing against undoing it."""
+    verify(here, 1)
+    site, memory = wheels.tree(here.site), state(here)
+    other = replace(here, settings=replace(here.settings, work_dir=tmp_path / "other"))
+    cut_off(lambda: verify(other, 2))
+    job = here.job()
+    installed.finish(job.settings, job.target, job.recipe)
+    assert (wheels.tree(here.site), state(here)) == (site, memory)
+
+
 def test_an_installer_that_fails_leaves_the_very_files(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     verify(here, 1)
     site, memory = wheels.tree(here.site), state(here)
@@ -360,6 +372,23 @@ def test_an_installer_that_fails_leaves_the_very_files(here: Machine, monkeypatc
         verify(here, 2)
     assert ({*wheels.tree(here.site)} - {f"{NAME}/more.py"}, state(here)) == ({*site}, memory)
     assert here.import_version() == "v1"
+
+
+def test_a_relative_link_comes_back_too(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one to the library that was built last: aside, it leads nowhere."""
+    wheels.pip(here.python, "install", theirs(here))
+    (library,) = (here.site / NAME).glob("*.so")
+    library.rename(library.with_name("library"))
+    library.symlink_to("library")
+    before = wheels.tree(here.site)
+
+    def fails(settings: Settings, found: Target, wheel: Path, *, name: str) -> None:
+        raise UsageError("no")
+
+    monkeypatch.setattr(installer, "install_wheel", fails)
+    with pytest.raises(UsageError):
+        verify(here, 1)
+    assert wheels.tree(here.site) == before
 
 
 def test_the_memory_of_many_steps_is_bounded(here: Machine) -> None:

@@ -806,6 +806,27 @@ def test_a_change_of_trust_makes_auto_look_again(
     assert auto.in_place(later.job())
 
 
+def test_settings_that_cannot_be_used_are_told_before_anything_is_done(mine: Cast, compiler: list[bool]) -> None:
+    mine.publisher().publish()
+    (mine.root / "empty").mkdir()
+    none, bare = str(mine.root / "none"), {**mine.machine.settings.environ, "PATH": str(mine.root / "empty")}
+    told: dict[str, dict[str, Any]] = {
+        f"TRUSTED_SIGNERS {none} cannot be read (No such file or directory). Correct it, or unset it.": {
+            "trusted_signers": none
+        },
+        f"SIGNING_KEY {none} cannot be read (No such file or directory). Correct it, or unset it.": {
+            "signing_key": none
+        },
+        "ssh-keygen cannot be run (No such file or directory). Install it (apt-get install openssh-client).": {
+            "environ": bare
+        },
+    }
+    for line, changes in told.items():
+        for run in (auto.auto, auto.install):
+            assert failing(UsageError, run, mine.reader(**changes).job()) == line
+    assert (compiler, mine.machine.import_version()) == ([], "none")
+
+
 def test_auto_refuses_before_a_stack_is_installed_and_rebuild_does_without(
     mine: Cast, compiler: list[bool], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
