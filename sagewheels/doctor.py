@@ -147,4 +147,4 @@ def _store(job: Job) -> Iterator[Check]:
         yield Check(what="rights", standing="ok", found=job.store.rights())
 
 
-_GROUPS = (_settings, _machine, _interpreter, _compiler, _store)
+_GROUPS = (_settings, _machine, _interpreter, _compiler, _signatures, _store)
