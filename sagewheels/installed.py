@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sagewheels import aside, exchange, installer, record, target, ui
 from sagewheels.config import Settings
@@ -19,6 +20,17 @@ from sagewheels.wheel import file_hash
 
 _STEPS = 10
 """How many installs are remembered, each with the wheel that it replaced."""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why nothing can be put back, in words: the `copy` of what was there is gone, or what is there is not ours.
+
+    It is not ours where it was `changed` since, nor where it is `foreign`: installed by somebody else.
+    """
+
+    why: Literal["copy", "changed", "foreign"]
+    words: str
 
 
 def state_path(settings: Settings, found: Target, recipe: Recipe) -> Path:
@@ -177,18 +189,20 @@ def _again(settings: Settings, found: Target, recipe: Recipe) -> Target:
     return target.ask(found.python, "the target", settings.environ, (recipe.name,))
 
 
-def obstacle(settings: Settings, found: Target, recipe: Recipe) -> str:
-    """Why nothing can be put back, in words; empty when something can."""
+def obstacle(settings: Settings, found: Target, recipe: Recipe) -> Obstacle | None:
+    """What keeps `restore` from putting anything back; None when nothing does."""
     state = read_state(settings, found, recipe)
     if is_pending(found, recipe, state) or is_in_place(found, recipe, state, str(state.get("sha256"))):
         previous = state.get("previous")
-        gone = bool(previous) and not Path(str(previous)).is_file()
-        return f"{recipe.name} is left as it is: {previous}, the copy of what was there, is gone" if gone else ""
+        if not previous or Path(str(previous)).is_file():
+            return None
+        return Obstacle("copy", f"{recipe.name} is left as it is: {previous}, the copy of what was there, is gone")
     if state.get("record") == fingerprint(found, recipe) != "":
-        return f"{recipe.name} was changed since sagewheels installed it (auto installs it anew) and is left as it is"
+        words = f"{recipe.name} was changed since sagewheels installed it (auto installs it anew) and is left as it is"
+        return Obstacle("changed", words)
     if recipe.name not in found.versions:
-        return f"{recipe.name} is not installed"
-    return f"{recipe.name} was not installed by sagewheels and is left as it is"
+        return Obstacle("foreign", f"{recipe.name} is not installed")
+    return Obstacle("foreign", f"{recipe.name} was not installed by sagewheels and is left as it is")
 
 
 def restore(settings: Settings, found: Target, recipe: Recipe) -> str:
@@ -197,8 +211,8 @@ def restore(settings: Settings, found: Target, recipe: Recipe) -> str:
     Touches nothing when it was not sagewheels that installed what is there. Killed at any moment, or failed with
     UsageError, `finish` goes on with it.
     """
-    if why := obstacle(settings, found, recipe):
-        return why
+    if stop := obstacle(settings, found, recipe):
+        return stop.words
     installer.demand_writable(found)
     state = read_state(settings, found, recipe)
     leaving, previous, before = state.get("pending") or state["wheel"], state.get("previous"), state.get("before")

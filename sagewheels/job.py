@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import fcntl
-import hashlib
-import itertools
-import os
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagewheels import arch, bad, files, host, proc, recipe, stack, target, ui, wheelhouse
+from sagewheels import arch, bad, host, recipe, stack, target, ui, wheelhouse
 from sagewheels.arch import Arch
 from sagewheels.bad import Mark
 from sagewheels.buildplan import BUILD_TOOLS
@@ -26,7 +17,6 @@ from sagewheels.host import Host
 from sagewheels.manifest import WheelManifest
 from sagewheels.match import Origin, Verdict, Wanted, rank
 from sagewheels.recipe import Recipe
-from sagewheels.resources import ROOT
 from sagewheels.stack import Need
 from sagewheels.target import Target
 
@@ -34,7 +24,6 @@ if TYPE_CHECKING:
     from sagewheels.store.guarded import GuardedStore
     from sagewheels.trust import Trust
 
-_OWN = "Name a folder of its own, such as .build-sageattention"
 DEFAULT_ARCH = "12.0"
 """What is built where there is no GPU and no arch was named: the RTX 5090."""
 
@@ -252,38 +241,6 @@ class Job:
             ui.warn("stack", f"the store was not asked: {error.what}")
             return []
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Holds the locks of WORK_DIR and of the target, so that two runs do not mix; says for whom it waits.
-
-        Raises UsageError when WORK_DIR cannot be used.
-        """
-        folder = self.settings.work_dir
-        if folder.resolve() in (Path.cwd(), Path.home(), ROOT, Path("/")) or (folder / ".git").exists():
-            raise UsageError(f"WORK_DIR {folder} is a folder of yours, in which sagewheels would remove things", _OWN)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / "lock", str(folder)), self._target_alone():
-                yield
-        except OSError as error:
-            if Path(error.filename or "") in (folder, folder / "lock") and error.errno not in files.FULL:
-                raise UsageError(
-                    f"WORK_DIR {folder} cannot be used ({error.strerror})", "Name another folder"
-                ) from None
-            raise
-
-    @contextmanager
-    def _target_alone(self) -> Iterator[None]:
-        """Two folders may name one target: its lock lies where every run of this user finds it."""
-        try:
-            prefix = str(target.locate(self.settings)[0].parent.parent.resolve())
-        except UsageError:  # a task that needs a target will say so itself
-            yield
-            return
-        digest = hashlib.sha256(prefix.encode()).hexdigest()[:16]
-        with _locked(Path(tempfile.gettempdir()) / f"sagewheels-{os.getuid()}-{digest}.lock", prefix):
-            yield
-
 
 def _modules(one: Recipe) -> dict[Arch, tuple[str, ...]]:
     """The extension modules that each arch needs."""
@@ -293,39 +250,3 @@ def _modules(one: Recipe) -> dict[Arch, tuple[str, ...]]:
 def _names(one: Recipe) -> frozenset[str]:
     """The patch series, by name."""
     return frozenset(patch.file for patch in one.patches)
-
-
-@contextmanager
-def _locked(path: Path, what: str) -> Iterator[None]:
-    """Holds a lock file, which says who works there. A link in its place is not followed.
-
-    What a killed run left running, and still writes, holds the lock as well.
-    """
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            ui.say("lock", f"waiting for process {_holder(lock)}, which works in {what}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, _ourselves().encode(), 0)
-        except OSError:  # a full disk must not keep `clean` from emptying it; the lock itself is held
-            pass
-        with proc.holding(lock):
-            yield
-    finally:
-        os.close(lock)
-
-
-def _holder(lock: int) -> str:
-    """What the holder says of itself, as far as it can be shown."""
-    text = os.pread(lock, 100, 0).decode("utf-8", "replace").strip()
-    return text if text and text.isascii() and text.isprintable() else "unknown"
-
-
-def _ourselves() -> str:
-    """`4711 (auto, since 12:03)`."""
-    words = itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:])
-    return f"{os.getpid()} ({' '.join(words)[:50] or 'sagewheels'}, since {datetime.datetime.now():%H:%M})"

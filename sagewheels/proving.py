@@ -11,6 +11,8 @@ from sagewheels.recipe import Recipe
 from sagewheels.target import Target
 from sagewheels.wheelhouse import Made
 
+_NOT_BACK = "WHAT WAS THERE BEFORE COULD NOT BE PUT BACK"
+
 
 def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
     """The kernels agree with the reference on every GPU, and the wheel has its proof; else the machine is put back.
@@ -105,11 +107,14 @@ def _ours(job: Job, state: dict[str, Any]) -> Made | None:
 
 
 def _put_back(job: Job) -> str:
+    stop = installed.obstacle(job.settings, job.target, job.recipe)
     try:
         words = installed.restore(job.settings, job.target, job.recipe)
     except SageError as error:
-        return f"WHAT WAS THERE BEFORE COULD NOT BE PUT BACK: {error.what}"
+        return f"{_NOT_BACK}: {error.what}"
     finally:
         job.target = None
+    if stop and stop.why == "copy":
+        return f"{_NOT_BACK}: {stop.words}"
     # Files that somebody changed since are theirs: then nothing was put back, and the line must not say so.
-    return words if "was changed since" in words else f"The machine is as it was: {words}"
+    return words if stop and stop.why == "changed" else f"The machine is as it was: {words}"

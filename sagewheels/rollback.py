@@ -23,10 +23,10 @@ def rollback(job: Job) -> None:
         else:
             job.target = installed.finish(job.settings, job.target, job.recipe)
         return
-    if why := installed.obstacle(job.settings, job.target, job.recipe):
-        if why.endswith("is gone"):
-            raise Refused(why, f"Install the {job.recipe.name} that you want, or uninstall it")
-        ui.say("rollback", f"nothing to roll back: {why}")
+    if stop := installed.obstacle(job.settings, job.target, job.recipe):
+        if stop.why == "copy":
+            raise Refused(stop.words, f"Install the {job.recipe.name} that you want, or uninstall it")
+        ui.say("rollback", f"nothing to roll back: {stop.words}")
     elif job.dry_run:
         wheel = state.get("wheel") or state["pending"]
         ui.say("rollback", f"would take {wheel} out of {job.target.prefix}: {_before(job, state)}")

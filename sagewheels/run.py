@@ -11,14 +11,17 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from invoke.context import Context
 from invoke.exceptions import Exit
 
 from sagewheels import config, files, guard
 from sagewheels.errors import Interrupted, SageError, UsageError
-from sagewheels.job import Job
 from sagewheels.redact import redacted
+
+if TYPE_CHECKING:
+    from sagewheels.job import Job
 
 _SWITCHES = frozenset("--dry-run -d --rebuild -r --no-wait -n --force -f --all --full --json -j --sign -i".split())
 """The flags that take no value."""
@@ -41,11 +44,15 @@ def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, 
         places = [settings.work_dir, settings.wheelhouse_dir, settings.log_dir]
         if token or config.exports_secrets():
             guard.close(config.SECRETS)
+        # Not before: what only asks for help needs none of it.
+        from sagewheels import locks
+        from sagewheels.job import Job
+
         run = Job(settings, dry_run=dry_run)
         if dry_run or not locked:
             yield run
         else:
-            with run.alone():
+            with locks.alone(settings):
                 yield run
     except Exit:
         raise

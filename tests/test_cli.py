@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import inspect
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sagewheels import __version__, wheelhouse
+from sagewheels import __version__, doctor, wheelhouse
 from sagewheels.resources import ROOT
 from tests import wheels
 from tests.hub import Hub
@@ -435,6 +436,10 @@ def test_doctor(shell: Shell, tmp_path: Path) -> None:
     names = re.findall(r"^\| (?:ok|note|bad) +\| ([\w ]+?) +\|", done.stdout, re.M)
     assert {"source", "host compiler", "build tools"} <= set(names) and "cannot be tried without" in done.stdout
     assert not (shell.folder / ".build-sageattention").exists()
+
+
+def test_doctor_leaves_out_none_of_its_checks() -> None:
+    assert {one for one in vars(doctor).values() if inspect.isgeneratorfunction(one)} == set(doctor._GROUPS)
 
 
 def test_doctor_finds_what_would_stop_auto(shell: Shell) -> None:

@@ -449,6 +449,22 @@ def test_wrong_results_put_the_machine_back(
     assert json.loads((store / f"{GOOD}.json").read_text())["proofs"] == []
 
 
+def test_wrong_results_where_the_way_back_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wheel that failed is still there, and the line says so."""
+    wheels.with_gpu_answers(monkeypatch)
+    machine = wheels.machine(tmp_path, gpu=RTX)
+    wheels.pip(machine.python, "install", wheels.make(tmp_path / "dist", version="0.9", python="mark = 'theirs'\n"))
+    steps.do_verify(machine.job(), keep(machine, python="mark = 'wrong'\ncosine = 0.5\n"))
+    (copy,) = machine.settings.work_dir.glob("previous/*/*.whl")
+    copy.unlink()
+    line = failing(SmokeFailed, proving.do_smoke, machine.job())
+    assert line.endswith(
+        f" WHAT WAS THERE BEFORE COULD NOT BE PUT BACK: {NAME} is left as it is: {copy}, the copy of what was there, "
+        "is gone; the wheel is not proven."
+    )
+    assert machine.import_version() == "wrong"
+
+
 def test_what_passed_here_before_stays_when_it_is_not_to_blame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,7 +13,7 @@ from sagewheels import ui
 from sagewheels.errors import StoreError
 from sagewheels.manifest import ManifestError, load_json, when
 from sagewheels.store import Conflict, Snapshot, Store, contention
-from sagewheels.store.entries import encoded
+from sagewheels.store.entries import written
 
 CLAIMS = "claims.json"
 
@@ -114,14 +113,14 @@ def placed(content: bytes | None, claim: Claim, now: datetime) -> bytes:
         return other is None or (other.build_key != claim.build_key and when(other.until_utc) > now - _FORGOTTEN)
 
     found = _document(content)[0]
-    return _encoded({**found, "claims": [*filter(stays, found["claims"]), asdict(claim)]})
+    return written({**found, "claims": [*filter(stays, found["claims"]), asdict(claim)]})
 
 
 def without(content: bytes | None, nonce: str) -> bytes | None:
     """The file without this claim; None when it is not there."""
     found = _document(content)[0]
     left = [item for item in found["claims"] if not (isinstance(item, dict) and item.get("nonce") == nonce)]
-    return None if left == found["claims"] else _encoded({**found, "claims": left})
+    return None if left == found["claims"] else written({**found, "claims": left})
 
 
 def take(store: Store, snapshot: Snapshot, claim: Claim) -> None:
@@ -152,16 +151,15 @@ def renew(store: Store, claim: Claim, *, pause: Callable[[float], None] = time.s
     return claim.renewed(now)
 
 
-def release(store: Store, claim: Claim, *, pause: Callable[[float], None] = time.sleep) -> None:
+def release(store: Store, claim: Claim) -> None:
     """The claim is not in the store afterwards. Raises StoreError after a few tries: it expires anyway."""
 
     def changes(snapshot: Snapshot) -> Mapping[str, bytes | Path]:
         content = without(snapshot.files.get(CLAIMS), claim.nonce)
         return {} if content is None else {CLAIMS: content}
 
-    contention.insist(
-        store, lambda: store.read(CLAIMS), changes, f"Release the claim to {claim.wheel}", pause, tries=_RELEASE_TRIES
-    )
+    message = f"Release the claim to {claim.wheel}"
+    contention.insist(store, lambda: store.read(CLAIMS), changes, message, time.sleep, tries=_RELEASE_TRIES)
 
 
 def _document(content: bytes | None) -> tuple[dict[str, Any], str]:
@@ -192,7 +190,3 @@ def _claim(item: object) -> Claim | None:
     if not isinstance(renewals, int) or not values["build_key"] or not values["nonce"]:
         return None
     return Claim(**values)  # type: ignore[arg-type]
-
-
-def _encoded(document: Mapping[str, Any]) -> bytes:
-    return encoded(json.dumps(document, indent=1, sort_keys=True) + "\n")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sagewheels import bad, ui
@@ -117,6 +118,11 @@ def _listed(snapshot: Snapshot, problems: list[str]) -> Iterable[tuple[str, obje
             yield from ((f"{name} entry {at}", data) for at, data in enumerate(found.get("wheels", []), 1))
         else:
             problems.append(f"{name} is not a list of wheels.")
+
+
+def written(document: Mapping[str, Any]) -> bytes:
+    """index.json or claims.json as it is published. Raises RecursionError for one that is nested too deep."""
+    return encoded(json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
 def encoded(text: str) -> bytes:

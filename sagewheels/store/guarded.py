@@ -12,7 +12,7 @@ from typing import Any
 from sagewheels.errors import StoreError, Untrusted
 from sagewheels.manifest import ManifestError, load_json
 from sagewheels.store import Conflict, Snapshot, Store, serials
-from sagewheels.store.entries import INDEX, LATEST, damage, encoded
+from sagewheels.store.entries import INDEX, LATEST, damage, written
 from sagewheels.trust import Trust, canonical
 
 _LAG_TRIES = 4
@@ -27,18 +27,9 @@ class GuardedStore:
     signs an index that nobody vouches for: the caller takes out of it what must not be vouched for.
     """
 
-    def __init__(
-        self,
-        inner: Store,
-        trust: Trust,
-        memory: Path,
-        *,
-        least: int = 0,
-        adopting: bool = False,
-        pause: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, inner: Store, trust: Trust, memory: Path, *, least: int = 0, adopting: bool = False) -> None:
         self._inner, self._trust, self._memory = inner, trust, memory
-        self._least, self._adopting, self._pause = least, adopting, pause
+        self._least, self._adopting = least, adopting
         self._last: Snapshot | None = None
         self.standing = ""
         """`index serial 17, signed by NAME`, once an index was verified or signed."""
@@ -61,7 +52,7 @@ class GuardedStore:
 
     def adopting(self) -> GuardedStore:
         """The same store, to sign for the first time, or anew after its signer is trusted no longer."""
-        return GuardedStore(self._inner, self._trust, self._memory, least=self._least, adopting=True, pause=self._pause)
+        return GuardedStore(self._inner, self._trust, self._memory, least=self._least, adopting=True)
 
     def read(self, *paths: str) -> Snapshot:
         """As the store inside; where signatures are enforced, what is not signed or older than before is not read.
@@ -100,7 +91,7 @@ class GuardedStore:
                 if attempt == _LAG_TRIES or (attempt > 1 and not is_old):
                     raise
             if is_old:
-                self._pause(random.uniform(0.3, 1.0) * 2**attempt)
+                time.sleep(random.uniform(0.3, 1.0) * 2**attempt)
             snapshot = self._inner.read(*paths)
         raise AssertionError("unreachable")
 
@@ -127,8 +118,7 @@ class GuardedStore:
             return self._inner.commit(parent, files, message)
         serial = self._verified(before) + 1
         document, name = self._trust.sign_index({**json.loads(index), "serial": serial})
-        signed = encoded(json.dumps(document, indent=1, sort_keys=True) + "\n")
-        revision = self._inner.commit(parent, {**files, INDEX: signed}, message)
+        revision = self._inner.commit(parent, {**files, INDEX: written(document)}, message)
         serials.remember(self._memory, self.label, serial)
         self.standing = _standing(serial, name)
         return revision

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from sagewheels import redact
 from sagewheels.errors import StoreError, UsageError
 from sagewheels.files import checked
 from sagewheels.store.tries import status_text
@@ -88,8 +89,8 @@ class Repo:
         return StoreError(f"HF_TOKEN is not set, so {self.label} can only be read", self.remedy)
 
     def redacted(self, text: str) -> str:
-        """The text without the token."""
-        return text.replace(self.token, "***") if self.token else text
+        """The text without the token, and other credentials."""
+        return redact.redacted(text, self.token)
 
     def may_be_written_by(self, who: Mapping[str, Any]) -> bool:
         """Whether the token that the Hub describes so may write here."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 import time
@@ -16,7 +15,7 @@ from sagewheels.errors import Refused, StoreError
 from sagewheels.manifest import ManifestError, WheelManifest, parse, when
 from sagewheels.store import Conflict, Snapshot, Store, contention
 from sagewheels.store.card import CARD, card
-from sagewheels.store.entries import INDEX, LATEST, MEND, damage, document, encoded, entries, latest, merge
+from sagewheels.store.entries import INDEX, LATEST, MEND, damage, document, encoded, entries, latest, merge, written
 from sagewheels.wheel import file_hash
 
 READS = 3
@@ -297,12 +296,12 @@ def _pages(
         # One that cannot be read may be of a newer sagewheels: what latest.json says of its wheel must not replace it.
         wheels.append(waiting.pop(old["wheel_file"], old) if _is_readable(old) else old)
     try:
-        after = json.dumps({**index, "wheels": wheels + list(waiting.values())}, indent=1, sort_keys=True)
+        after = written({**index, "wheels": wheels + list(waiting.values())})
     except RecursionError:
         raise StoreError(f"{INDEX} of {store.label} is nested too deep to be written again", MEND) from None
     old_card = snapshot.files.get(CARD, b"").decode("utf-8", "replace")
     return {
-        INDEX: encoded(f"{after}\n"),
+        INDEX: after,
         CARD: encoded(card(everything, store, old_card, _marks(index))),
     }
 
