@@ -205,5 +205,7 @@ def _publish(job: Job, built: Made, turn: Turn) -> SageError | None:
     except (StoreError, Untrusted, UsageError) as error:
         ui.warn("auto", str(error))
         job.not_taken = built[0].name
+        if isinstance(error, Untrusted):  # no wheel was refused: this one was made here
+            return StoreError(error.what, "One of its signers mends it with init-hf --sign")
         return error
     return None

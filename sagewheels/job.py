@@ -147,6 +147,13 @@ class Job:
         _ = self.published
 
     @property
+    def closed(self) -> str:
+        """Why nothing can be published from here, in words."""
+        if not self.store.writable:
+            return f"{self.store.label} can only be read (HF_TOKEN is not set)"
+        return f"{self.store.label} takes what is signed (SIGNING_KEY is not set)"
+
+    @property
     def need(self) -> Need:
         """What the stack must support."""
         plain = tuple(one.plain for one in self.archs)

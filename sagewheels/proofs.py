@@ -98,8 +98,8 @@ def _is_unpublished(job: Job, manifest: WheelManifest) -> bool:
 def publish(job: Job, proven: WheelManifest) -> None:
     from sagewheels.store import index
 
-    if not job.store.writable:
-        ui.say("smoke", f"the proof stays in the wheelhouse: {job.store.label} can only be read")
+    if not job.store.publishable:
+        ui.say("smoke", f"the proof stays in the wheelhouse: {job.closed}")
         return
     if proven.wheel_file == job.not_taken:
         ui.say("smoke", "the proof stays in the wheelhouse, where its wheel is; upload publishes both")

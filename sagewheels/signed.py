@@ -6,11 +6,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from sagewheels import proc, signing, ui
+from sagewheels import bad, proc, signing, ui
 from sagewheels.config import Settings
 from sagewheels.errors import UsageError
 from sagewheels.job import Job
 from sagewheels.store import Snapshot, index
+from sagewheels.store.entries import INDEX, document
 
 _PRINCIPAL = "sagewheels"
 
@@ -50,6 +51,11 @@ def adopt(job: Job) -> bool:
     moved = sum(1 for one in found if one.data.get("unvouched_proofs") and not one.proofs)
     if made and moved:
         ui.say("init-hf", f"{ui.count(moved, 'wheel')} with proofs that nobody vouched for: smoke proves them anew")
+    for mark in _set_aside(job) if made else ():
+        ui.say(
+            "init-hf",
+            f"{mark.wheel_file or mark.build_key[:8]} is {mark.words}: nobody vouched for that, smoke decides",
+        )
     for one in found:
         if why := job.trust.of_wheel(one).reason:
             remedy = f"upload --wheel {one.wheel_file} signs it, from a machine that has it in its wheelhouse"
@@ -57,6 +63,11 @@ def adopt(job: Job) -> bool:
                 "init-hf", f"{one.wheel_file} {why}: {remedy if not one.data.get('signature') else 'build it again'}"
             )
     return made
+
+
+def _set_aside(job: Job) -> list[bad.Mark]:
+    """The marks that nobody vouched for."""
+    return bad.readable(document(job.store.read(INDEX)).get(index.UNVOUCHED_MARKS))
 
 
 def _make_key(job: Job, key: Path) -> None:

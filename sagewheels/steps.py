@@ -203,9 +203,8 @@ def do_upload(job: Job, made: Made, *, asked: bool = False, named: bool = False,
         return False
     if not job.store.writable and asked:
         raise StoreError(f"{job.store.label} can only be read", "Set HF_TOKEN, or SAGE_STORE to a folder of yours")
-    if not job.store.writable:
-        why = f"{job.store.label} can only be read (HF_TOKEN is not set)"
-        ui.say("upload", f"nothing was published: {why}. {path} stays in the wheelhouse")
+    if not job.store.publishable and not asked:
+        ui.say("upload", f"nothing was published: {job.closed}. {path} stays in the wheelhouse")
         return False
     verify.bytes_as_promised(path, manifest)
     verify.stable(wheel.inspect(path, job.recipe.package), manifest)

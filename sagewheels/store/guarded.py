@@ -15,7 +15,7 @@ from sagewheels.store import Conflict, Snapshot, Store, serials
 from sagewheels.store.entries import INDEX, LATEST, damage, written
 from sagewheels.trust import Trust, canonical
 
-_LAG_TRIES = 4
+_LAG_TRIES, _DAMAGE_TRIES = 4, 3
 _HIGHEST = 10**12
 _LEAP = 10**6
 """Commits that may have been missed: a stolen key must not use up, with one index, all serials that there are."""
@@ -78,22 +78,19 @@ class GuardedStore:
     def _settled(self, snapshot: Snapshot, paths: tuple[str, ...]) -> Snapshot:
         """What is believed of what came, or comes when it is asked for again. Raises Untrusted.
 
-        Right after a commit a Hub may still answer with the state before it, and bytes may be damaged on their way. An
-        index that is no JSON is for whoever reads it to refuse: nothing in it counts.
+        Right after a commit a Hub may still answer with the state before it, and bytes may be damaged on their way.
         """
         for attempt in range(1, _LAG_TRIES + 1):
             document = _document(snapshot)
             try:
-                # An index of ten thousand wheels is not read twice for nothing.
-                if (document and isinstance(document.get("wheels"), list)) or not damage(snapshot):
-                    self._believe(snapshot, document)
+                self._believe(snapshot, document)
                 return snapshot
             except Untrusted:
                 is_old = document is not None and _serial(document) < self._floor()
-                if attempt == _LAG_TRIES or (attempt > 1 and not is_old):
+                if attempt == _LAG_TRIES or (attempt == _DAMAGE_TRIES and not is_old):
                     raise
             if is_old:
-                time.sleep(random.uniform(0.3, 1.0) * 2**attempt)
+                self._pause(random.uniform(0.3, 1.0) * 2**attempt)
             snapshot = self._inner.read(*paths)
         raise AssertionError("unreachable")
 

@@ -19,6 +19,7 @@ from sagewheels.store.entries import INDEX, LATEST, MEND, damage, document, enco
 from sagewheels.wheel import file_hash
 
 READS = 3
+UNVOUCHED_MARKS = f"unvouched_{bad.KEY}"
 
 Along = Mapping[str, Callable[[bytes | None], bytes | None]]
 """Small files that change in the same commit: from what each is to what it becomes, None for no change."""
@@ -110,8 +111,8 @@ def initialise(store: Store, *, pause: Callable[[float], None] = time.sleep) -> 
 def adopt(store: Store, objection: Callable[[Snapshot], str], *, pause: Callable[[float], None] = time.sleep) -> bool:
     """The store has an index that whoever signs commits can vouch for; False when there is one without `objection`.
 
-    Of an index that nobody vouches for the wheels stay, each with its maker's signature; proofs become
-    `unvouched_proofs`, which count for nothing. Raises StoreError.
+    Of an index that nobody vouches for the wheels stay, each with its maker's signature; proofs and marks become
+    `unvouched_proofs` and `unvouched_known_bad`, which count for nothing. Raises StoreError.
     """
 
     def changes(snapshot: Snapshot) -> dict[str, bytes | Path]:
@@ -119,6 +120,10 @@ def adopt(store: Store, objection: Callable[[Snapshot], str], *, pause: Callable
             return {}
         index = document(snapshot)
         index["wheels"] = [_without_proofs(item) if isinstance(item, dict) else item for item in index["wheels"]]
+        if marks := index.pop(bad.KEY, None):
+            kept = index.get(UNVOUCHED_MARKS)
+            listed = [kept if isinstance(kept, list) else [], marks if isinstance(marks, list) else [marks]]
+            index[UNVOUCHED_MARKS] = [*listed[0], *listed[1]]
         known = [one.updated(**_without_proofs(one.data)) for one in entries(snapshot)[0]]
         return _pages(store, snapshot, index, known)
 
