@@ -69,7 +69,7 @@ def plan(job: Job, *, rebuild: bool, no_wait: bool = False) -> None:
     if not found:
         steps.do_build(job)
         _announce(job, shared=_is_shared(job, rebuild, no_wait))
-        ui.say("upload", f"would publish it to {job.store.label}" if job.store.writable else "would publish nothing")
+        ui.say("upload", f"would publish it to {job.store.label}" if job.store.publishable else "would publish nothing")
     ui.say("plan", _REST)
 
 
@@ -204,5 +204,6 @@ def _publish(job: Job, built: Made, turn: Turn) -> SageError | None:
         turn.published()
     except (StoreError, Untrusted, UsageError) as error:
         ui.warn("auto", str(error))
+        job.not_taken = built[0].name
         return error
     return None

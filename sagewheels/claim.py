@@ -197,7 +197,7 @@ def announce(job: Job, *, shared: bool) -> None:
     alive = [claim for claim in claims.read(job.store.read(CLAIMS)) if Watch().left(claim) > 0]
     for claim in alive:
         ui.say("claim", f"if it is the same build, would wait for {words(claim)}")
-    if not alive and job.store.writable:
+    if not alive and job.store.publishable:
         ui.say("claim", f"would claim it in {job.store.label}, so that other machines wait for it")
     elif not alive:
         ui.say("claim", f"would not claim it: nothing can be published in {job.store.label} from here")

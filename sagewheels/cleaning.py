@@ -8,7 +8,7 @@ from pathlib import Path
 from sagewheels import ui, wheelhouse
 from sagewheels.config import Settings
 
-_OURS = ("source", "out", "toolkit", "buildtools", "stubs", "demo", "matrix", "test-env")
+_OURS = ("source", "out", "toolkit", "buildtools", "stubs", "demo", "matrix", "checked", "test-env")
 """Folders below WORK_DIR. `state` and `previous` stay: they are the way back for what is installed."""
 
 

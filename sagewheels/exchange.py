@@ -29,7 +29,17 @@ def folder(found: Target, name: str) -> Path:
 def own(found: Target, name: str) -> Path | None:
     """The dist-info of what is installed in the target itself; None for what another environment lends to it."""
     info = found.dist_info.get(name)
-    return info if info and info.resolve().is_relative_to(found.prefix.resolve()) else None
+    return info if info and _is_within(found, info.resolve()) else None
+
+
+def _real(path: Path) -> Path:
+    """The one name of a file, which may itself be a link."""
+    return path.parent.resolve() / path.name
+
+
+def _is_within(found: Target, place: Path) -> bool:
+    """Whether a resolved path is in the environment, whose site-packages may be a link to another disk."""
+    return any(place.is_relative_to(top.resolve()) for top in (found.prefix, found.site))
 
 
 def begin(found: Target, name: str, wheel: Path | None) -> None:
@@ -40,10 +50,11 @@ def begin(found: Target, name: str, wheel: Path | None) -> None:
     place, info = folder(found, name), own(found, name)
     shutil.rmtree(place, ignore_errors=True)
     old = sorted(_installed(found, info)) if info else []
-    new = sorted(_of_wheel(found, wheel)) if wheel else []
+    # By the same names as the old ones, however the environment was reached: what is old must not count as new.
+    new = sorted(map(_real, _of_wheel(found, wheel))) if wheel else []
     infos = [
-        str(info) if info else "",
-        str(found.site / f"{'-'.join(wheel.name.split('-')[:2])}.dist-info" if wheel else ""),
+        str(_real(info)) if info else "",
+        str(_real(found.site / f"{'-'.join(wheel.name.split('-')[:2])}.dist-info") if wheel else ""),
     ]
     with arriving(place / _PLAN) as stream:
         stream.write(json.dumps({"old": [*map(str, old)], "new": [*map(str, new)], "infos": infos}).encode())
@@ -107,8 +118,8 @@ def _installed(found: Target, info: Path) -> Iterator[Path]:
     except (OSError, ValueError):
         return
     for name in {row[0] for row in rows if row and row[0]}:
-        path = (info.parent / name).parent.resolve() / Path(name).name
-        if path.is_relative_to(found.prefix.resolve()) and not path.is_relative_to(info.resolve()):
+        path = _real(info.parent / name)
+        if _is_within(found, path) and not path.is_relative_to(info.resolve()):
             yield from _with_compiled(path)
 
 
@@ -153,7 +164,7 @@ def _prune(found: Target, paths: Iterable[Path]) -> None:
     folders = {path.parent for path in paths}
     folders |= {one / "__pycache__" for one in folders}
     for one in sorted(folders, key=lambda path: len(path.parts), reverse=True):
-        while one.resolve() not in keep and one.resolve().is_relative_to(found.prefix.resolve()):
+        while one.resolve() not in keep and _is_within(found, one.resolve()):
             try:
                 one.rmdir()
             except FileNotFoundError:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ PART = ".part-"
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
+_LARGEST = 64 << 20
 _STALE = 6 * 3600.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _REASONS = {
@@ -100,12 +102,32 @@ def settle(stream: BinaryIO) -> None:
     os.fsync(stream.fileno())
 
 
+def opened(path: Path) -> BinaryIO:
+    """A plain file to be read. Raises OSError, also for a pipe or a device: who opens a pipe may wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, os.strerror(code) if code == errno.EISDIR else "it is no plain file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def small(path: Path) -> bytes:
+    """What a small file holds. Raises OSError, also for one that would fill the memory."""
+    with opened(path) as stream:
+        found = stream.read(_LARGEST + 1)
+    if len(found) > _LARGEST:
+        raise OSError(errno.EFBIG, f"it is larger than {_LARGEST >> 20} MiB", str(path))
+    return found
+
+
 def copy(source: Path, to: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Copies a file, whole or not at all.
 
     Raises OSError when `source` cannot be opened, and UsageError when `to` cannot be written.
     """
-    with source.open("rb") as stream, arriving(to) as target:
+    with opened(source) as stream, arriving(to) as target:
         total, done = os.fstat(stream.fileno()).st_size, 0
         while chunk := stream.read(1 << 20):
             done += target.write(chunk)

@@ -200,6 +200,8 @@ def obstacle(settings: Settings, found: Target, recipe: Recipe) -> Obstacle | No
     if state.get("record") == fingerprint(found, recipe) != "":
         words = f"{recipe.name} was changed since sagewheels installed it (auto installs it anew) and is left as it is"
         return Obstacle("changed", words)
+    if recipe.name not in found.versions:
+        return Obstacle("foreign", f"{recipe.name} is not installed")
     return Obstacle("foreign", f"{recipe.name} was not installed by sagewheels and is left as it is")
 
 

@@ -56,6 +56,8 @@ class Job:
         self._target: Target | None = None
         self.is_store_missing = False
         """Whether the store, once it was read, turned out not to exist."""
+        self.not_taken = ""
+        """The wheel that was built here and that the store did not take in this run."""
         self.revision: str | None = None
         """The state of the store that `published` is of; None before it was read."""
         self.marks_in_store: list[Mark] = []

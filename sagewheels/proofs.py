@@ -101,6 +101,9 @@ def publish(job: Job, proven: WheelManifest) -> None:
     if not job.store.writable:
         ui.say("smoke", f"the proof stays in the wheelhouse: {job.store.label} can only be read")
         return
+    if proven.wheel_file == job.not_taken:
+        ui.say("smoke", "the proof stays in the wheelhouse, where its wheel is; upload publishes both")
+        return
     try:
         if index.add_proof(job.store, job.trust.own_proofs(proven)):
             ui.say("smoke", f"the proof is in {job.store.label}")

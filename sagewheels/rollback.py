@@ -49,6 +49,6 @@ def _go_back(job: Job, state: dict[str, Any]) -> None:
         return
     ui.say(
         "rollback",
-        f"auto would install {leaving} again: [[known_bad]] in {job.recipe.file} keeps it away, and verify --wheel "
+        f"auto would install {leaving} again, unless [[known_bad]] in {job.recipe.file} names it; verify --wheel "
         "chooses another",
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from sagewheels import (
 from sagewheels import fetch as fetching
 from sagewheels.buildplan import Plan
 from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
+from sagewheels.files import copy, forget
 from sagewheels.job import Job
 from sagewheels.match import rank
 from sagewheels.wheelhouse import Made
@@ -133,11 +135,24 @@ def do_verify(job: Job, made: Made) -> None:
     recipe = job.recipe_of(manifest)
     if why := job.trust.against(manifest):
         raise Refused(f"{path.name} {why}", "Fetch or build another one")
-    found = verify.check(path, manifest, job.wanted(here=True, named=True), recipe)
-    archs = ", ".join(map(str, recipe.archs_of(found.held)))
-    checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
-    ui.say("verify", f"{path.name}: {checked}RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised")
-    job.target = installed.install(job.settings, job.target, recipe, path, found.sha256)
+    with _own_copy(job, path) as own:
+        found = verify.check(own, manifest, job.wanted(here=True, named=True), recipe)
+        archs = ", ".join(map(str, recipe.archs_of(found.held)))
+        checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
+        what = f"{checked}RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised"
+        ui.say("verify", f"{path.name}: {what}")
+        job.target = installed.install(job.settings, job.target, recipe, own, found.sha256)
+
+
+@contextmanager
+def _own_copy(job: Job, path: Path) -> Iterator[Path]:
+    """The wheel where nobody else writes: what is checked is what is installed, whoever shares the wheelhouse."""
+    own = job.settings.work_dir / "checked" / path.name
+    try:
+        copy(path, own)
+        yield own
+    finally:
+        forget(own)
 
 
 def do_build(job: Job, *, force: bool = False, turn: Callable[[Plan], Made | None] | None = None) -> Made | None:

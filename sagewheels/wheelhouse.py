@@ -10,7 +10,7 @@ from sagewheels import bad, ui, wheel
 from sagewheels.bad import Mark
 from sagewheels.config import Settings
 from sagewheels.errors import SageError
-from sagewheels.files import arriving, copy
+from sagewheels.files import arriving, copy, small
 from sagewheels.manifest import WheelManifest, loads
 from sagewheels.store.entries import encoded
 
@@ -26,7 +26,7 @@ def wheels(settings: Settings) -> list[Made]:
     found = []
     for path in sorted(settings.wheelhouse_dir.glob("*.whl.json")):
         try:
-            manifest = loads(path.read_bytes(), str(path))
+            manifest = loads(small(path), str(path))
         except (SageError, OSError) as error:
             ui.warn("wheelhouse", f"{path.name} is passed over: {error}")
             continue
@@ -63,7 +63,7 @@ def raw_marks(settings: Settings) -> list[Any]:
     Whoever writes the list again must not take that for an empty one.
     """
     try:
-        found = json.loads((settings.wheelhouse_dir / MARKS).read_text(encoding="utf-8"))
+        found = json.loads(small(settings.wheelhouse_dir / MARKS).decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return []
     listed = found.get(bad.KEY) if isinstance(found, dict) else None

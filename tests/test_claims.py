@@ -33,7 +33,7 @@ from sagewheels.store.claims import CLAIMS, Claim, Watch
 from sagewheels.store.directory import DirectoryStore
 from sagewheels.store.guarded import GuardedStore
 from sagewheels.wheelhouse import Made
-from tests import fleet, wheels
+from tests import fleet, signers, wheels
 from tests.hub import Hub
 from tests.wheels import Machine
 
@@ -722,6 +722,17 @@ def test_what_a_dry_run_would_do(here: Machine, capsys: pytest.CaptureFixture[st
     since = claims.read(store.read(CLAIMS))[0].since_utc[11:16]
     words = f"{OTHER.who}, which builds kaaaaaaaa since {since} UTC"
     assert said() == f"[claim] if it is the same build, would wait for {words}"
+
+
+@signers.needs_ssh_keygen
+def test_a_dry_run_where_an_index_of_ours_would_not_be_taken(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the run itself: without SIGNING_KEY, who sets TRUSTED_SIGNERS neither claims nor publishes."""
+    people = signers.trusted(here.folder / "signers", signers.key(here.folder, "me"))
+    auto.auto(here.job(dry_run=True, trusted_signers=str(people)))
+    said = capsys.readouterr().out.splitlines()
+    where = here.settings.sage_store
+    assert f"[claim] would not claim it: nothing can be published in {where} from here" in said
+    assert "[upload] would publish nothing" in said
 
 
 def test_machines_in_threads(here: Machine, store: Store, builds: Builds, everything: bool) -> None:

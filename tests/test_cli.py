@@ -431,7 +431,7 @@ def test_doctor(shell: Shell, tmp_path: Path) -> None:
     assert re.search(r"\| note +\| GPU +\| nvidia-smi failed: NVIDIA-SMI has failed +\|", done.stdout)
     assert re.search(rf"\| ok +\| target +\| {bare}, CPython [\d.]+, by PYTHON_BIN +\|", done.stdout)
     assert re.search(r"\| note +\| stack +\| there is no torch +\| the task stack installs one that fits", done.stdout)
-    assert re.search(r"\| note +\| signatures +\| whatever the store holds is taken +\| init-hf --sign", done.stdout)
+    assert re.search(r"\| note +\| signatures +\| whatever the store holds is taken +\| init-hf --sign ", done.stdout)
     # What needs no torch is looked at all the same.
     names = re.findall(r"^\| (?:ok|note|bad) +\| ([\w ]+?) +\|", done.stdout, re.M)
     assert {"source", "host compiler", "build tools"} <= set(names) and "cannot be tried without" in done.stdout
@@ -447,6 +447,13 @@ def test_doctor_finds_what_would_stop_auto(shell: Shell) -> None:
     line = only_line(done, 2)
     assert re.fullmatch(r"\d of \d+ checks are bad: .*interpreter.*\. See the remedies above\.", line)
     assert "| Give the path of a python executable" in done.stdout
+
+
+def test_doctor_finds_signing_that_would_stop_auto(shell: Shell) -> None:
+    done = shell("doctor", SIGNING_KEY="/nowhere/key")
+    assert "signatures" in only_line(done, 2)
+    cannot = r"SIGNING_KEY /nowhere/key cannot be read \(No such file or directory\)"
+    assert re.search(rf"\| bad +\| signatures +\| {cannot} +\| Correct it, or unset it +\|", done.stdout)
 
 
 def test_clean_removes_what_can_be_made_again(shell: Shell) -> None:

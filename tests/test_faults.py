@@ -180,9 +180,11 @@ def of_line(line: str) -> Iterator[str]:
 
 
 def of_pauses(case: Case, ended: Ended) -> Iterator[str]:
-    """A Retry-After is waited for, up to 60 s."""
+    """A Retry-After is waited for, up to 60 s; a turn, where others seem to come between, as long as one may take."""
     longest = max(ended.pauses, default=0.0)
-    least, most = {"429": (7, 7), "429 @30": (28.5, 30), "429 3600": (60, 60)}.get(case.kind, (0, 8))
+    turns = dict.fromkeys(("409", "412", "lag", "lose"), (0, 60))
+    known = {"429": (7, 7), "429 @30": (28.5, 30), "429 3600": (60, 60), **turns}
+    least, most = known.get(case.kind, (0, 8))
     if not least <= longest <= most:
         yield f"the longest pause was {longest:.1f} s"
 

@@ -8,13 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sagewheels import files
-from sagewheels.errors import UsageError
+from sagewheels import files, wheelhouse
+from sagewheels.config import Settings
+from sagewheels.errors import SageError, UsageError
 from sagewheels.resources import ROOT
+from sagewheels.store.directory import DirectoryStore
 
 WRITER = """
 import sys, time
@@ -136,3 +140,43 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         write(tmp_path / "file" / "a")
     assert str(caught.value) == f"{tmp_path}/file/a cannot be used: it is not a folder. Name another folder."
+
+
+def _given_up(run: Callable[[], object]) -> str:
+    """What was raised, within seconds."""
+    said = list[str]()
+
+    def told() -> None:
+        try:
+            run()
+        except (OSError, SageError) as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=told, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "it waits for ever"
+    return "".join(said)
+
+
+def test_a_pipe_is_no_file_to_wait_for(tmp_path: Path) -> None:
+    """Whoever may write to a share or a wheelhouse puts one there; a device, or a file without an end, is none too."""
+    store, house = tmp_path / "store", tmp_path / "house"
+    for folder, names in ((store, ("index.json", ".lock", "a.whl")), (house, ("a.whl.json", wheelhouse.MARKS))):
+        folder.mkdir()
+        for name in names:
+            os.mkfifo(folder / name)
+    why = f"{store} cannot be used: it is no plain file. Check the folder and try again."
+    shop = DirectoryStore(store)
+    assert _given_up(lambda: shop.read("index.json")) == why
+    assert _given_up(lambda: shop.download("a.whl", tmp_path / "a.whl")) == why
+    settings = Settings(wheelhouse_dir=house)
+    assert (_given_up(lambda: wheelhouse.wheels(settings)), _given_up(lambda: wheelhouse.marks(settings))) == ("", "")
+    (store / "index.json").unlink()
+    (store / "index.json").symlink_to("/dev/zero")
+    assert _given_up(lambda: shop.read("index.json")) == why
+    (store / "index.json").unlink()
+    with (store / "index.json").open("wb") as stream:
+        stream.truncate(1 << 40)
+    why = f"{store} cannot be used: it is larger than 64 MiB. Check the folder and try again."
+    assert _given_up(lambda: shop.read("index.json")) == why

@@ -370,10 +370,10 @@ def test_a_damaged_list_of_marks_is_no_obstacle(rtx: Machine, text: str) -> None
 def test_marks_that_cannot_be_read_now_are_not_written_over(
     rtx: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def denied(self: Path, *args: Any, **kwargs: Any) -> str:
-        raise PermissionError(13, "Permission denied", str(self))
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_text", denied)
+    monkeypatch.setattr(wheelhouse, "small", denied)
     with pytest.raises(PermissionError):
         wheelhouse.raw_marks(rtx.settings)
     place = rtx.settings.wheelhouse_dir / "known-bad.json"

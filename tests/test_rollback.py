@@ -69,7 +69,7 @@ def test_one_step_at_a_time_to_what_the_user_had(here: Machine, capsys: pytest.C
     manifest = here.settings.sage_manifest
     assert back(here, capsys) == [
         f"[rollback] {wheel.name} is back",
-        f"[rollback] auto would install {V1} again: [[known_bad]] in {manifest} keeps it away, and verify --wheel "
+        f"[rollback] auto would install {V1} again, unless [[known_bad]] in {manifest} names it; verify --wheel "
         "chooses another",
     ]
     assert (here.import_version(), state(here)) == ("theirs", {})
@@ -372,6 +372,55 @@ def test_an_installer_that_fails_leaves_the_very_files(here: Machine, monkeypatc
         verify(here, 2)
     assert ({*wheels.tree(here.site)} - {f"{NAME}/more.py"}, state(here)) == ({*site}, memory)
     assert here.import_version() == "v1"
+
+
+@pytest.fixture
+def linked(here: Machine, tmp_path: Path) -> Machine:
+    """A machine whose site-packages is a link to another disk."""
+    site, real = here.site, tmp_path / "volume" / "packages"
+    real.parent.mkdir()
+    site.rename(real)
+    site.symlink_to(real)
+    return here
+
+
+def test_site_packages_on_another_disk(
+    linked: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is the environment's own, and comes back: after an install that failed, and when asked for."""
+    wheel = wheels.make(linked.folder / "dist", version="0.9", python="mark = 'theirs'\n")
+    wheels.pip(linked.python, "install", wheel)
+    site = linked.site.resolve()
+    before = wheels.tree(site)
+    with monkeypatch.context() as patch, pytest.raises(UsageError):
+        patch.setattr(installed, "_is_whole", lambda *_: False)
+        verify(linked, 1)
+    assert wheels.tree(site) == before
+    verify(linked, 1)
+    assert linked.import_version() == "v1"
+    assert back(linked, capsys)[0] == f"[rollback] {wheel.name} is back"
+    assert linked.import_version() == "theirs"
+
+
+def test_an_environment_behind_a_link(here: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its files have two names; what comes back is not taken for what came."""
+    real = here.python.parent.parent
+    (tmp_path / "link").symlink_to(real)
+    python = tmp_path / "link" / "bin" / "python"
+    linked = replace(here, python=python, settings=replace(here.settings, python_bin=str(python)))
+    wheels.pip(here.python, "install", theirs(here))
+    before = wheels.tree(real)
+    monkeypatch.setattr(installed, "_is_whole", lambda *_: False)
+    with pytest.raises(UsageError):
+        verify(linked, 1)
+    assert wheels.tree(real) == before
+
+
+def test_nothing_is_left_in_site_packages_on_another_disk(linked: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    before = wheels.tree(linked.site.resolve())
+    verify(linked, 1)
+    back(linked, capsys)
+    assert wheels.tree(linked.site.resolve()) == before
 
 
 def test_a_relative_link_comes_back_too(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

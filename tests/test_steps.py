@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sagewheels import installed, proving, smoke, stack, steps, wheel, wheelhouse
+from sagewheels import installed, installer, proving, smoke, stack, steps, wheel, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, SageError, SmokeFailed, StoreError, UsageError
 from sagewheels.manifest import WheelManifest
 from sagewheels.wheelhouse import Made
@@ -181,6 +181,21 @@ def test_verify_installs_nothing_that_it_refuses(here: Machine) -> None:
     before = wheels.tree(here.site)
     assert "its manifest says" in failing(Refused, steps.do_verify, here.job(), (path, manifest))
     assert (wheels.tree(here.site), here.import_version()) == (before, "none")
+
+
+def test_what_is_checked_is_what_is_installed(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write to a shared wheelhouse changes the wheel between the two."""
+    made, install = keep(here), installer.install_wheel
+    other = wheels.make(here.folder / "other", version=VERSION + wheels.LABEL, python="mark = 'another'\n")
+
+    def late(*arguments: Any, **more: Any) -> None:
+        shutil.copy(other, made[0])
+        install(*arguments, **more)
+
+    monkeypatch.setattr(installer, "install_wheel", late)
+    steps.do_verify(here.job(), made)
+    assert here.import_version() == "ours"
+    assert not list((here.settings.work_dir / "checked").iterdir())
 
 
 def test_verify_wants_every_gpu_of_this_machine(tmp_path: Path) -> None:

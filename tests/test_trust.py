@@ -1008,6 +1008,30 @@ def test_no_serial_leaves_no_room_to_count_on(local: Cast) -> None:
     assert fetch_verdicts(local.reader()) == {GOOD: "it is not signed"}
 
 
+def test_a_stolen_key_does_not_use_up_the_serials(local: Cast) -> None:
+    """Nobody could ever sign a newer index for the machines that had believed this one."""
+    place, reader = local.publisher(), local.reader()
+    place.publish()
+    assert fetch_verdicts(reader) == {GOOD: ""}
+    honest = local.shop.index
+    local.shop.write_index({**honest, "serial": 10**12 - 1}, by=local.keys["maker"])
+    assert failing(Untrusted, fetch.fetch, reader.job()) == (
+        f"index.json of {local.shop.label} has serial {10**12 - 1}, more than a million beyond the 1 known here. "
+        f"Set MIN_INDEX_SERIAL={10**12 - 1} if that is right, else init-hf --sign mends it."
+    )
+    gone = str(signers.revoked(local.root / "gone", local.keys["maker"]))
+    second = local.publisher("second").with_(revoked_signers=gone)
+    set_up(second)
+    second.publish("+cu130torch2.11sm120.kother")
+    assert fetch_verdicts(reader.with_(revoked_signers=gone))[OTHER] == ""
+    # As far as one index may lead, the next one is believed.
+    local.shop.write_index({**local.shop.index, "serial": 10**6}, by=local.keys["second"])
+    assert fetch_verdicts(reader.with_(revoked_signers=gone))[OTHER] == ""
+    third = local.publisher().with_(revoked_signers=str(signers.revoked(local.root / "also", local.keys["second"])))
+    set_up(third)
+    assert local.shop.index["serial"] == 10**6 + 1
+
+
 def test_what_only_latest_names_is_adopted_too(local: Cast) -> None:
     """As the first installer published it: no index at all."""
     path = wheels.make(local.root / "dist")

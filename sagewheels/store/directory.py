@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from sagewheels.errors import SageError, StoreError
-from sagewheels.files import checked, copy, settle, sweep, sync, unfinished
+from sagewheels.files import checked, copy, settle, small, sweep, sync, unfinished
 from sagewheels.files import explained as put_in_words
 from sagewheels.store import Conflict, Snapshot
 
@@ -122,7 +122,7 @@ class DirectoryStore:
 
     def _bytes(self, name: str) -> bytes | None:
         try:
-            return (self._root / name).read_bytes()
+            return small(self._root / name)
         except FileNotFoundError:
             return None
 
@@ -153,7 +153,9 @@ class DirectoryStore:
     def _lock_file(self, writing: bool) -> int | None:
         """A store that nobody wrote to through us has no lock file, and a reader does not make one."""
         try:
-            return os.open(self._root / _LOCK, os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY, 0o666)
+            return os.open(
+                self._root / _LOCK, (os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY) | os.O_NONBLOCK, 0o666
+            )
         except OSError:
             if writing:
                 raise

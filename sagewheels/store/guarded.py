@@ -17,6 +17,8 @@ from sagewheels.trust import Trust, canonical
 
 _LAG_TRIES = 4
 _HIGHEST = 10**12
+_LEAP = 10**6
+"""Commits that may have been missed: a stolen key must not use up, with one index, all serials that there are."""
 _REMEDY = "Its signers can mend it (init-hf --sign), auto --rebuild does without it"
 
 
@@ -173,9 +175,9 @@ class GuardedStore:
         """
         document = _document(before)
         if self._adopting:
-            # One that leaves no room to count on is no serial of ours.
-            claimed = _serial(document)
-            return max(self._floor(), claimed if claimed < _HIGHEST // 1000 else 0)
+            # One that others would not believe is no serial of ours.
+            floor, claimed = self._floor(), _serial(document)
+            return max(floor, claimed if claimed < floor + _LEAP else 0)
         try:
             self._believe(before, document)
         except Untrusted as problem:
@@ -199,6 +201,9 @@ class GuardedStore:
         if serial < max(1, floor):
             what = f"{INDEX} of {self.label} has serial {serial}, and {floor} is the least that is believed here"
             raise Untrusted(f"{what}: an older state was put back", _REMEDY)
+        if serial > floor + _LEAP:
+            what = f"{INDEX} of {self.label} has serial {serial}, more than a million beyond the {floor} known here"
+            raise Untrusted(what, f"Set MIN_INDEX_SERIAL={serial} if that is right, else init-hf --sign mends it")
         serials.remember(self._memory, self.label, serial)
         self.standing = _standing(serial, answer.signer)
 
