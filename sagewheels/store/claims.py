@@ -151,15 +151,16 @@ def renew(store: Store, claim: Claim, *, pause: Callable[[float], None] = time.s
     return claim.renewed(now)
 
 
-def release(store: Store, claim: Claim) -> None:
+def release(store: Store, claim: Claim, *, pause: Callable[[float], None] = time.sleep) -> None:
     """The claim is not in the store afterwards. Raises StoreError after a few tries: it expires anyway."""
 
     def changes(snapshot: Snapshot) -> Mapping[str, bytes | Path]:
         content = without(snapshot.files.get(CLAIMS), claim.nonce)
         return {} if content is None else {CLAIMS: content}
 
-    message = f"Release the claim to {claim.wheel}"
-    contention.insist(store, lambda: store.read(CLAIMS), changes, message, time.sleep, tries=_RELEASE_TRIES)
+    contention.insist(
+        store, lambda: store.read(CLAIMS), changes, f"Release the claim to {claim.wheel}", pause, tries=_RELEASE_TRIES
+    )
 
 
 def _document(content: bytes | None) -> tuple[dict[str, Any], str]:

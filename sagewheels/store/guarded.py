@@ -12,7 +12,7 @@ from typing import Any
 from sagewheels.errors import StoreError, Untrusted
 from sagewheels.manifest import ManifestError, load_json
 from sagewheels.store import Conflict, Snapshot, Store, serials
-from sagewheels.store.entries import INDEX, LATEST, damage, written
+from sagewheels.store.entries import INDEX, LATEST, written
 from sagewheels.trust import Trust, canonical
 
 _LAG_TRIES, _DAMAGE_TRIES = 4, 3
@@ -29,9 +29,18 @@ class GuardedStore:
     signs an index that nobody vouches for: the caller takes out of it what must not be vouched for.
     """
 
-    def __init__(self, inner: Store, trust: Trust, memory: Path, *, least: int = 0, adopting: bool = False) -> None:
+    def __init__(
+        self,
+        inner: Store,
+        trust: Trust,
+        memory: Path,
+        *,
+        least: int = 0,
+        adopting: bool = False,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._inner, self._trust, self._memory = inner, trust, memory
-        self._least, self._adopting = least, adopting
+        self._least, self._adopting, self._pause = least, adopting, pause
         self._last: Snapshot | None = None
         self.standing = ""
         """`index serial 17, signed by NAME`, once an index was verified or signed."""
@@ -54,7 +63,7 @@ class GuardedStore:
 
     def adopting(self) -> GuardedStore:
         """The same store, to sign for the first time, or anew after its signer is trusted no longer."""
-        return GuardedStore(self._inner, self._trust, self._memory, least=self._least, adopting=True)
+        return GuardedStore(self._inner, self._trust, self._memory, least=self._least, adopting=True, pause=self._pause)
 
     def read(self, *paths: str) -> Snapshot:
         """As the store inside; where signatures are enforced, what is not signed or older than before is not read.
