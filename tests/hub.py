@@ -176,7 +176,9 @@ class Hub:
         return _json(address)
 
     def _branch(self, at: dict[str, str], body: bytes, token: str, lag: bool, query: dict[str, list[str]]) -> Answer:
-        repo = self.repos[(at["type"][:-1], at["repo"])]
+        repo = self.repos.get((at["type"][:-1], at["repo"]))
+        if repo is None:
+            return _problem(404, "Repository not found", "RepoNotFound")
         if at["rev"] in repo.branches:
             return _problem(409, "Reference already exists")
         repo.branches[at["rev"]] = list(repo.branches["main"])

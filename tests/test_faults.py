@@ -146,7 +146,7 @@ def judge(case: Case, whole: Whole, ended: Ended, after: State, wholes: dict[str
     if not done:
         yield from of_line(ended.line)
     if TOKEN in ended.out + ended.err + ended.line or "Traceback" in ended.out + ended.err:
-        yield "it said too much"
+        yield f"it said too much: {(ended.out + ended.err)[-1000:]!r}"
     if ended.seconds > faults.SECONDS or sum(ended.pauses) > faults.PAUSES or len(ended.requests) > faults.REQUESTS:
         yield f"{ended.seconds:.1f} s, pauses of {sum(ended.pauses):.0f} s, {len(ended.requests)} requests"
     yield from of_pauses(case, ended)
