@@ -70,6 +70,10 @@ def _installed_files(dist_info: Path, prefix: Path | None) -> Iterator[tuple[str
         if outside and path.name in made:
             continue
         name = _outside(dist_info, path, prefix) if outside else listed
+        if not outside and not path.parent.resolve().is_relative_to(dist_info.parent.resolve()):
+            # An installer empties such a folder, which may be somebody's checkout.
+            what = f"{path} lies behind a link that leads out of site-packages, and could not be put back"
+            raise Refused(what, f"Uninstall {dist_info.name} first")
         if not path.is_file():
             raise Refused(f"{path} is gone though RECORD lists it", f"Reinstall {dist_info.name} or uninstall it first")
         yield name, path

@@ -106,6 +106,21 @@ def _times(folder: Path) -> list[int]:
     return [path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))]
 
 
+def test_a_package_behind_a_link_is_not_touched(place: Place, ours: Path, theirs: Path) -> None:
+    """uv would empty the folder that it leads to: somebody's checkout, say."""
+    place.install(theirs)
+    package, checkout = place.machine.site / "tinyattn", place.machine.folder / "checkout"
+    shutil.move(package, checkout)
+    package.symlink_to(checkout)
+    before = wheels.tree(place.machine.folder)
+    with pytest.raises(Refused, match="lies behind a link that leads out of site-packages"):
+        place.install(ours)
+    after = wheels.tree(place.machine.folder)
+    assert {name: one for name, one in after.items() if not name.startswith("work")} == {
+        name: one for name, one in before.items() if not name.startswith("work")
+    }
+
+
 def test_restore_to_nothing(place: Place, ours: Path) -> None:
     before = wheels.tree(place.machine.site)
     place.install(ours)

@@ -232,3 +232,9 @@ def test_rights_and_initialise(store: DirectoryStore) -> None:
     store.initialise()
     assert store.rights() == f"this user may write to {store.label}"
     shutil.rmtree(store.label)
+
+
+def test_a_folder_that_leads_to_itself_is_no_endless_list(tmp_path: Path) -> None:
+    (tmp_path / "a.whl").write_bytes(b"")
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert "a.whl" in DirectoryStore(tmp_path).names()

@@ -53,7 +53,7 @@ class TakenOver(StoreError):
 
 
 class Watch:
-    """Which claims are alive, as seen from this machine, whatever the clocks of the others say.
+    """Which claims are alive, as seen from this machine. Clocks that differ by more than GRACE may cost a second build.
 
     A claim is dead when its time is over by more than GRACE, or when it was seen here for a whole LEASE without a
     renewal, by a clock that nobody sets: a time far ahead counts for no more than that.

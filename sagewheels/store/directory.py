@@ -133,7 +133,7 @@ class DirectoryStore:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if entry.is_dir(follow_symlinks=False):
                     yield from self._walk(Path(entry.path))
                 else:
                     yield str(PurePosixPath(Path(entry.path).relative_to(self._root)))
