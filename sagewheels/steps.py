@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from sagewheels import (
 from sagewheels import fetch as fetching
 from sagewheels.buildplan import Plan
 from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
-from sagewheels.files import copy, forget
+from sagewheels.files import copy
 from sagewheels.job import Job
 from sagewheels.match import rank
 from sagewheels.wheelhouse import Made
@@ -152,7 +153,7 @@ def _own_copy(job: Job, path: Path) -> Iterator[Path]:
         copy(path, own)
         yield own
     finally:
-        forget(own)
+        shutil.rmtree(own.parent, ignore_errors=True)
 
 
 def do_build(job: Job, *, force: bool = False, turn: Callable[[Plan], Made | None] | None = None) -> Made | None:

@@ -945,6 +945,7 @@ class Bench:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        machine.settings.work_dir.mkdir(exist_ok=True)  # the lock of each run lies there
         first = machine.job()
         self.target, self.host = first.target, first.host
 

@@ -258,7 +258,7 @@ THEFTS: list[tuple[Callable[[Shop, dict[str, Key], dict[str, bytes]], None], str
     (scribble, "index.json of STORE has a signature that is no SSH signature"),
     (damage, "index.json of STORE is not signed"),
     (take_away, "STORE holds no index.json, and serial 2 was seen before"),
-    (infinite, f"index.json of STORE {OF_ANOTHER}"),
+    (infinite, "index.json of STORE is not signed"),
     (only_latest, "index.json of STORE is not signed"),
 ]
 
