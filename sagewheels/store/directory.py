@@ -103,11 +103,14 @@ class DirectoryStore:
         return f"this user may write to {self.label}{made}"
 
     def _write(self, files: Mapping[str, bytes | Path], message: str) -> None:
-        """Everything is on the disk before the first rename, so that a full disk changes nothing."""
+        """Everything is on the disk before the first rename, so that a full disk changes nothing.
+
+        The pointers come last: who is killed before them has published nothing, and the next commit clears up.
+        """
         revision = f"{secrets.token_hex(16)} {message}\n".encode()
         with ExitStack() as parts:
             written = []
-            for name, content in {**files, _REVISION: revision}.items():
+            for name, content in {_REVISION: revision, **files}.items():
                 target = self._root / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part = parts.enter_context(unfinished(self._root))
