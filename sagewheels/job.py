@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagewheels import arch, bad, host, recipe, stack, target, ui, wheelhouse
 from sagewheels.arch import Arch
@@ -54,6 +54,8 @@ class Job:
     def __init__(self, settings: Settings, *, dry_run: bool = False) -> None:
         self.settings, self.dry_run = _as_meant(settings), dry_run
         self._target: Target | None = None
+        self.report: dict[str, Any] = {}
+        """What `--json` prints besides exit code and error: the facts of the steps, under the name of each step."""
         self.is_store_missing = False
         """Whether the store, once it was read, turned out not to exist."""
         self.not_taken = ""

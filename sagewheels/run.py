@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import shutil
 import signal
+import time
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
 from invoke.exceptions import Exit
 
-from sagewheels import config, files, guard
+from sagewheels import config, files, guard, ui
 from sagewheels.errors import Interrupted, SageError, UsageError
 from sagewheels.redact import redacted
 
@@ -28,11 +30,35 @@ _SWITCHES = frozenset("--dry-run -d --rebuild -r --no-wait -n --force -f --all -
 
 
 @contextmanager
-def job(context: Context, *, dry_run: bool | None = False, locked: bool = True, **flags: str | None) -> Iterator[Job]:
+def job(
+    context: Context, *, dry_run: bool | None = False, locked: bool = True, as_json: bool = False, **flags: str | None
+) -> Iterator[Job]:
     """A Job for one task. Everything that leaves the block is an Exit: one line on stderr and the right exit code.
 
-    Invoke's own `--dry` counts as `dry_run`; None says that the task has no dry run.
+    Invoke's own `--dry` counts as `dry_run`; None says that the task has no dry run. With `as_json` stdout is one JSON
+    object, also when the task fails: `exit_code`, `error` (null, or `what` and `remedy`), `seconds`, the job's report.
     """
+    if not as_json:
+        with _job(context, dry_run, locked, flags) as made:
+            yield made
+        return
+    started, report, error = time.monotonic(), dict[str, Any](), None
+    try:
+        with ui.aside(), _job(context, dry_run, locked, flags) as made:
+            report = made.report
+            yield made
+    except SageError as raised:
+        error = raised
+        raise
+    finally:
+        known = {"what": error.what, "remedy": error.remedy} if error else None
+        head = {"exit_code": error.exit_code if error else 0, "error": known}
+        told = {**head, "seconds": round(time.monotonic() - started, 3), **report}
+        print(json.dumps(told, ensure_ascii=True), flush=True)
+
+
+@contextmanager
+def _job(context: Context, dry_run: bool | None, locked: bool, flags: dict[str, str | None]) -> Iterator[Job]:
     logs, token, places = Path("logs"), "", list[Path]()
     signal.signal(signal.SIGTERM, _stop)
     try:

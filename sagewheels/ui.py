@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from sagewheels.errors import shown
 
@@ -20,9 +20,28 @@ _PIPE_WIDTH = 1000
 _STYLES = {"ok": "green", "note": "yellow", "bad": "bold red", "fits": "green", "WRONG": "bold red"}
 
 
+_for_people: list[TextIO] = []
+"""Where the words go while stdout belongs to a program (`--json`); empty: stdout."""
+
+
+def out() -> TextIO:
+    """Where people read: stdout, or stderr while stdout is kept for one JSON document."""
+    return _for_people[-1] if _for_people else sys.stdout
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Within the block, all that is said goes to stderr: stdout holds nothing but what the block prints itself."""
+    _for_people.append(sys.stderr)
+    try:
+        yield
+    finally:
+        _for_people.pop()
+
+
 def say(topic: str, text: str) -> None:
     """One greppable line: `[fetch] ...`, written at once, since threads of a build say something too."""
-    print(f"[{topic}] {shown(text)}\n", end="", flush=True)
+    print(f"[{topic}] {shown(text)}\n", end="", file=out(), flush=True)
 
 
 def warn(topic: str, text: str) -> None:
@@ -37,7 +56,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     from rich.table import Table
     from rich.text import Text
 
-    live = sys.stdout.isatty()
+    live = out().isatty()
     frame = box.SIMPLE_HEAD if live else box.MARKDOWN
     grid = Table(title=Text(shown(title)), title_justify="left", title_style="bold", box=frame, show_edge=not live)
     for column in columns:
@@ -47,7 +66,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     console = Console(width=None if live else _PIPE_WIDTH, highlight=False)
     with console.capture() as drawn:
         console.print(grid)
-    print("\n".join(line.rstrip() for line in drawn.get().splitlines()), flush=True)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()), file=out(), flush=True)
 
 
 def count(number: int, noun: str) -> str:
@@ -88,13 +107,13 @@ class Progress:
             self._live.update(text=Text(line))
         elif now - self._last >= self._every:
             self._last = now
-            print(f"{line}\n", end="", flush=True)
+            print(f"{line}\n", end="", file=out(), flush=True)
 
 
 @contextmanager
 def progress(topic: str, every: float = 15.0) -> Iterator[Progress]:
     """A Progress that leaves a clean line behind, also when the work fails."""
-    if not sys.stdout.isatty():
+    if not out().isatty():
         yield Progress(topic, every, None)
         return
     from rich.console import Console
@@ -104,5 +123,5 @@ def progress(topic: str, every: float = 15.0) -> Iterator[Progress]:
     spinner = Spinner("dots", style="status.spinner")
     # Not Console.status, which draws nothing at first: of two threads that speak before the first frame, each believes
     # the line to be empty, and the second one's words end up behind the frame that the first one drew.
-    with Live(spinner, console=Console(), refresh_per_second=12.5, transient=True):
+    with Live(spinner, console=Console(file=out()), refresh_per_second=12.5, transient=True):
         yield Progress(topic, every, spinner)
