@@ -48,7 +48,7 @@ def pip(
     else:
         yes = ["--yes"] if verb == "uninstall" else ["--quiet", "--disable-pip-version-check"]
         argv = [target.python, "-m", "pip", verb, *yes, *allowed, *arguments]
-    return proc.run(argv, env=environment(settings), error=error, writes=True)
+    return proc.run(argv, env=environment(settings), error=error, writes=target.site)
 
 
 def install_wheel(settings: Settings, target: Target, wheel: Path, *, name: str) -> None:
@@ -84,7 +84,7 @@ def into_folder(
         argv: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", target.python, "--target", folder]
     else:
         argv = [target.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder]
-    proc.run([*argv, *requirements], env=environment(settings), timeout=timeout, error=SageError, writes=True)
+    proc.run([*argv, *requirements], env=environment(settings), timeout=timeout, error=SageError, writes=folder)
 
 
 def environment(settings: Settings) -> Mapping[str, str]:

@@ -74,11 +74,12 @@ def run(
     timeout: float | None = None,
     error: type[SageError] | None = None,
     input: str | None = None,
-    writes: bool = False,
+    writes: Path | None = None,
 ) -> Result:
     """Runs `argv` to its end and returns what it printed; `input` is what it reads from stdin, which is else empty.
 
-    `writes`: it changes what our locks guard, so it holds them too, and the next run waits should it outlive this one.
+    `writes`: the folder that it changes, which our locks guard, so it holds them too, and the next run waits should it
+    outlive this one.
 
     Raises UsageError when the program is missing, and `error`, if given, when it fails or outlasts `timeout` seconds;
     UsageError too where it says that the disk is full.
@@ -98,8 +99,11 @@ def run(
             result = Result(args, -signal.SIGKILL, "", f"did not end within {timeout:.3g} s", worked)
     if error and result.code and _NO_ROOM in result.err + result.out:
         line = next(line.strip() for line in (result.err + result.out).splitlines() if _NO_ROOM in line)
+        # Of several files that uv writes at once, the one that it stops at is not always named.
+        where = f" below {writes}" if writes else ""
         raise UsageError(
-            f"{Path(args[0]).name} {_verb(args)}failed: the disk is full: {line}", "Free some space and try again"
+            f"{Path(args[0]).name} {_verb(args)}failed: the disk is full{where}: {line}",
+            "Free some space and try again",
         )
     if error and result.code:
         raise error(f"{Path(args[0]).name} {_verb(args)}failed ({ending(result.code)}): {result.last_line}")
