@@ -8,12 +8,14 @@ from sagewheels import full, installed, marking, proofs, smoke, ui, wheelhouse
 from sagewheels.errors import SageError, SmokeFailed, UsageError
 from sagewheels.job import Job
 from sagewheels.recipe import Recipe
+from sagewheels.steplines import stepped
 from sagewheels.target import Target
 from sagewheels.wheelhouse import Made
 
 _NOT_BACK = "WHAT WAS THERE BEFORE COULD NOT BE PUT BACK"
 
 
+@stepped("smoke")
 def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
     """The kernels agree with the reference on every GPU, and the wheel has its proof; else the machine is put back.
 
