@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from sagewheels import bad, match, ui, verify, web, wheelhouse
+from sagewheels import bad, facts, match, ui, verify, web, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
 from sagewheels.files import arriving
 from sagewheels.job import Job
@@ -31,6 +31,7 @@ def fetch(job: Job) -> Made:
     if job.settings.wheel_url:
         return from_url(job, job.settings.wheel_url)
     verdicts = job.verdicts()
+    facts.judged(job, verdicts)
     fits = [verdict.candidate for verdict in verdicts if verdict.fits][:_MOST_TRIES]
     if not fits:
         explain(job, verdicts)
@@ -77,6 +78,7 @@ def bring(job: Job, candidate: WheelManifest) -> Path:
         try:
             verify.bytes_as_promised(place, candidate)
             wheelhouse.write_manifest(job.settings, _with_own_proofs(job, candidate))
+            facts.taken(job, place, candidate)
             ui.say("fetch", f"{place.name} is in the wheelhouse already")
             return place
         except Refused as error:
@@ -106,6 +108,7 @@ def _download(job: Job, candidate: WheelManifest, get: Callable[[Path, Callable[
                     raise
                 ui.say("fetch", f"fetching again: {error.what}")
     wheelhouse.write_manifest(job.settings, candidate)
+    facts.taken(job, place, candidate)
     promised = f"sha256 {candidate.wheel_sha256[:12]} as promised" if candidate.wheel_sha256 else "no sha256 to check"
     ui.say("fetch", f"{place.name}, {ui.size(place.stat().st_size)}, {promised}")
     return place

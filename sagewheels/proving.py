@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagewheels import full, installed, marking, proofs, smoke, ui, wheelhouse
+from sagewheels import facts, full, installed, marking, proofs, smoke, ui, wheelhouse
 from sagewheels.errors import SageError, SmokeFailed, UsageError
 from sagewheels.job import Job
 from sagewheels.recipe import Recipe
@@ -44,6 +44,7 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
         if long and not outcome.failures:
             outcome = full.run(job.settings, recipe, found, job.host, outcome)
     except SmokeFailed as error:
+        job.report.update(passed=False, gpus=[], failures=[error.what])
         words = _put_back(job)
         if made and isinstance(error, smoke.Crashed):
             marking.record_crash(job, made[1], str(state.get("sha256")), error, found)
@@ -52,6 +53,7 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
         if not proven:
             _put_back(job)
         raise
+    facts.smoked(job, outcome)
     if outcome.failures:
         raise _failed(job, made, state, outcome, found)
     ui.say("smoke", outcome.words)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from sagewheels import ui
-from sagewheels.errors import NothingCompatible, SageError
+from sagewheels.errors import NothingCompatible, SageError, shown
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -77,6 +77,13 @@ def stepped(name: str) -> Callable[[F], F]:
         return cast(F, wrapped)
 
     return decorate
+
+
+def plan(what: str, how: str) -> None:
+    """On a terminal, before the first step: what the run is about, and how it goes about it."""
+    from rich.text import Text
+
+    ui.draw(_lines_of((" ", ""), "plan", Text(shown(what)), [shown(how)], ui.width()))
 
 
 @dataclass

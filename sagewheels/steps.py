@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sagewheels import build as compiling
 from sagewheels import (
     buildplan,
+    facts,
     installed,
     preflight,
     stack,
@@ -98,6 +99,7 @@ def plan_fetch(job: Job) -> bool:
         ui.say("fetch", "would bring the wheel of WHEEL_URL")
         return True
     verdicts = job.verdicts()
+    facts.judged(job, verdicts)
     if verdicts and verdicts[0].fits:
         ui.say("fetch", f"would bring {verdicts[0].candidate.wheel_file} from {job.store.label}")
         return True

@@ -107,6 +107,12 @@ def say(topic: str, text: str) -> None:
         write(f"[{topic}] {shown(text)}")
 
 
+def note(topic: str, text: str) -> None:
+    """A line like those of `say` for logs and pipes; on a terminal the steps and the last panel tell it."""
+    if not is_live():
+        say(topic, text)
+
+
 def write(line: str) -> None:
     """One line, or several, as they are."""
     print(f"{line}\n", end="", file=out(), flush=True)
