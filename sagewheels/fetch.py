@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sagewheels import bad, facts, match, ui, verify, web, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
+from sagewheels.estimate import Rate
 from sagewheels.files import arriving
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest, loads, parse
@@ -116,6 +118,7 @@ def _download(job: Job, candidate: WheelManifest, get: Callable[[Path, Callable[
 
 def _get(get: Callable[[Path, Callable[[int, int], None]], None], part: Path, candidate: WheelManifest) -> None:
     """Writes what comes to `part`. Raises Refused when that is not what was promised, StoreError when nothing comes."""
+    rate = Rate()
     with ui.progress("fetch", every=5) as shown:
 
         def progress(done: int, total: int) -> None:
@@ -123,7 +126,10 @@ def _get(get: Callable[[Path, Callable[[int, int], None]], None], part: Path, ca
             if candidate.size is not None and done > candidate.size:
                 what = f"{candidate.wheel_file} has more than the {candidate.size} bytes of its manifest"
                 raise Refused(what, "Fetch it again")
-            shown.update(f"{ui.size(done)} of {ui.size(total)}")
+            rate.add(time.monotonic(), done)
+            fast = f", {ui.size(round(rate.per_second))}/s" if rate.per_second else ""
+            of, share = (f" of {ui.size(total)}", done / total) if total else ("", None)
+            shown.update(f"{ui.size(done)}{of}{fast}", share=share, seconds_left=rate.left(total))
 
         get(part, progress)
     verify.bytes_as_promised(part, candidate)
