@@ -21,6 +21,7 @@ _HELP = {
     "python": "the interpreter to install into (PYTHON_BIN; default: the active environment, else python3)",
     "store": "hf://datasets/owner/name@branch/folder, or a directory (SAGE_STORE; default: HF_REPO_ID)",
     "manifest": "build manifest: a name in manifests/ or the path of a .toml (SAGE_MANIFEST)",
+    "json": "one JSON object on stdout, when it ends (manifests/report.schema.json); what people read goes to stderr",
     "dry_run": "print the plan with the reason for each step, change nothing",
     "wheel": "a wheel of the wheelhouse (default: the best fit there)",
     "force": "compile even when the wheelhouse has this build key",
@@ -36,13 +37,14 @@ def _flags(*names: str) -> dict[str, str]:
     return {name: _HELP[name] for name in names}
 
 
-@task(default=True, help=_flags("arch", "python", "store", "manifest", "dry_run", "rebuild", "no_wait"))
+@task(default=True, help=_flags("arch", "python", "store", "manifest", "json", "dry_run", "rebuild", "no_wait"))
 def auto(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    json: bool = False,
     dry_run: bool = False,
     rebuild: bool = False,
     no_wait: bool = False,
@@ -52,18 +54,21 @@ def auto(
     Example: sagewheels auto --python ~/ComfyUI/venv/bin/python
     """
     from sagewheels import auto as graph
+    from sagewheels import closing
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    told = run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json)
+    with told as job, closing.panel(job):
         graph.auto(job, rebuild=rebuild, no_wait=no_wait)
 
 
-@task(help=_flags("arch", "python", "store", "manifest", "dry_run"))
+@task(help=_flags("arch", "python", "store", "manifest", "json", "dry_run"))
 def install(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    json: bool = False,
     dry_run: bool = False,
 ) -> None:
     """The same without a compiler: stack, fetch, verify, smoke; exit 3 when the store has nothing.
@@ -71,8 +76,10 @@ def install(
     Example: sagewheels install --store /mnt/usb/wheels
     """
     from sagewheels import auto as graph
+    from sagewheels import closing
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    told = run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json)
+    with told as job, closing.panel(job):
         graph.install(job)
 
 
@@ -95,13 +102,14 @@ def stack(
         steps.do_stack(job)
 
 
-@task(help=_flags("arch", "python", "store", "manifest", "dry_run"))
+@task(help=_flags("arch", "python", "store", "manifest", "json", "dry_run"))
 def fetch(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    json: bool = False,
     dry_run: bool = False,
 ) -> None:
     """2. The best wheel of your store into the wheelhouse, or why none fits (exit 3).
@@ -110,7 +118,7 @@ def fetch(
     """
     from sagewheels import steps
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json) as job:
         steps.do_fetch(job)
 
 
@@ -204,13 +212,14 @@ def upload(
         steps.do_upload(job, steps.choose(job, wheel), asked=True, named=bool(wheel))
 
 
-@task(help=_flags("python", "store", "manifest", "full", "dry_run"))
+@task(help=_flags("python", "store", "manifest", "full", "json", "dry_run"))
 def smoke(
     c: Context,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
     full: bool = False,
+    json: bool = False,
     dry_run: bool = False,
 ) -> None:
     """4. Run the installed kernels on every GPU against a reference; put the machine back if they are wrong (exit 6).
@@ -219,7 +228,7 @@ def smoke(
     """
     from sagewheels import proving
 
-    with run.job(c, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json) as job:
         proving.do_smoke(job, long=full)
 
 
@@ -247,13 +256,14 @@ def init_hf(c: Context, store: str | None = None, sign: bool = False, dry_run: b
         steps.do_init(job, sign=sign)
 
 
-@task(name="list", help=_flags("arch", "python", "store", "manifest"))
+@task(name="list", help=_flags("arch", "python", "store", "manifest", "json"))
 def list_(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    json: bool = False,
 ) -> None:
     """What your store holds, and for each wheel whether it fits this machine or why not.
 
@@ -261,17 +271,18 @@ def list_(
     """
     from sagewheels import listing
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, locked=False) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, as_json=json, locked=False) as job:
         listing.show(job)
 
 
-@task(help=_flags("arch", "python", "store", "manifest"))
+@task(help=_flags("arch", "python", "store", "manifest", "json"))
 def doctor(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    json: bool = False,
 ) -> None:
     """One screen of checks, each with its remedy; exit 2 when one of them would stop auto.
 
@@ -279,7 +290,7 @@ def doctor(
     """
     from sagewheels import doctor as checks
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, locked=False) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, as_json=json, locked=False) as job:
         checks.show(job)
 
 

@@ -140,6 +140,11 @@ def exports_secrets() -> bool:
     return any(os.environ.get(key) for key in SECRETS)
 
 
+def is_plain_terminal() -> bool:
+    """Whether the terminal cannot draw a line again, or what is written goes into the log of a CI service."""
+    return os.environ.get("TERM", "") in ("dumb", "unknown") or bool(os.environ.get("CI"))
+
+
 def exposed(cwd: Path | None = None) -> list[tuple[str, str]]:
     """What is wrong with a `.env` whose secret others can read, and the remedy. Raises UsageError as `load` does."""
     paths = _dotenvs(Path.cwd() if cwd is None else cwd)

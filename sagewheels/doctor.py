@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from sagewheels import config, preflight, stack, target, ui
@@ -28,6 +28,7 @@ class Check:
 def show(job: Job) -> None:
     """Prints the screen. Raises UsageError when a check is bad."""
     checks = [check for group in _GROUPS for check in _guarded(group, job)]
+    job.report["checks"] = [asdict(check) for check in checks]
     rows = [(check.standing, check.what, check.found, check.remedy) for check in checks]
     ui.table("doctor", ("", "check", "found", "remedy"), rows)
     bad = [check.what for check in checks if check.standing == "bad"]

@@ -6,9 +6,10 @@ import errno
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -75,8 +76,11 @@ def run(
     error: type[SageError] | None = None,
     input: str | None = None,
     writes: Path | None = None,
+    heard: Callable[[str], None] | None = None,
 ) -> Result:
     """Runs `argv` to its end and returns what it printed; `input` is what it reads from stdin, which is else empty.
+
+    `heard` gets each line of stderr at once, from another thread; such a program has no `timeout` and reads nothing.
 
     `writes`: the folder that it changes, which our locks guard, so it holds them too, and the next run waits should it
     outlive this one.
@@ -90,7 +94,7 @@ def run(
     pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with _session(args, env=env, cwd=cwd, held=held, **pipes) as process:
         try:
-            out, err = process.communicate(input, timeout=timeout)
+            out, err = _listened(process, heard) if heard else process.communicate(input, timeout=timeout)
             result = Result(args, process.returncode, out, err)
         except subprocess.TimeoutExpired:
             worked = _processor_time(process.pid)
@@ -108,6 +112,26 @@ def run(
     if error and result.code:
         raise error(f"{Path(args[0]).name} {_verb(args)}failed ({ending(result.code)}): {result.last_line}")
     return result
+
+
+def _listened(process: subprocess.Popen[str], heard: Callable[[str], None]) -> tuple[str, str]:
+    """What the program says until it ends: stdout and stderr, the latter also line by line."""
+    assert process.stdout is not None and process.stderr is not None
+    errors, lines = process.stderr, list[str]()
+
+    def listen() -> None:
+        for line in errors:
+            lines.append(line)
+            # Whoever read our output may have gone: the main thread finds that out by itself.
+            with suppress(OSError, ValueError):
+                heard(line.rstrip("\n"))
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    out = process.stdout.read()
+    thread.join()
+    process.wait()
+    return out, "".join(lines)
 
 
 @contextmanager

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagewheels import full, installed, marking, proofs, smoke, ui, wheelhouse
+from sagewheels import facts, full, installed, marking, proofs, smoke, ui, wheelhouse
 from sagewheels.errors import SageError, SmokeFailed, UsageError
 from sagewheels.job import Job
 from sagewheels.recipe import Recipe
+from sagewheels.steplines import stepped
 from sagewheels.target import Target
 from sagewheels.wheelhouse import Made
 
 _NOT_BACK = "WHAT WAS THERE BEFORE COULD NOT BE PUT BACK"
 
 
+@stepped("smoke")
 def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
     """The kernels agree with the reference on every GPU, and the wheel has its proof; else the machine is put back.
 
@@ -42,6 +44,7 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
         if long and not outcome.failures:
             outcome = full.run(job.settings, recipe, found, job.host, outcome)
     except SmokeFailed as error:
+        job.report.update(passed=False, gpus=[], failures=[error.what])
         words = _put_back(job)
         if made and isinstance(error, smoke.Crashed):
             marking.record_crash(job, made[1], str(state.get("sha256")), error, found)
@@ -50,6 +53,7 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
         if not proven:
             _put_back(job)
         raise
+    facts.smoked(job, outcome)
     if outcome.failures:
         raise _failed(job, made, state, outcome, found)
     ui.say("smoke", outcome.words)

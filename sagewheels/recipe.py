@@ -83,7 +83,8 @@ class Recipe:
     `needs` is what the package imports besides torch and triton; `extensions_at_once` 0 means: as many as there are;
     `stable_torch` is the oldest torch of a source on the stable ABI, empty for one that needs the very torch it was
     compiled with; `also` names other build manifests whose wheels will do as well; `shims` is a folder of headers of
-    ours that compilers find before torch's; `unit_rules` are by the unit's file in the source.
+    ours that compilers find before torch's; `unit_rules` are by the unit's file in the source; `next` is what people do
+    with the package once it is installed, in words.
     """
 
     file: Path
@@ -111,6 +112,7 @@ class Recipe:
     patches: tuple[Patch, ...]
     smoke: Mapping[str, Any] = field(repr=False)
     known_bad: tuple[Mark, ...] = ()
+    next: tuple[str, ...] = ()
 
     def rules(self, archs: Sequence[Arch]) -> list[ArchRule]:
         """The rule of each arch; whether it takes a `90a` or a `90` cubin is for the source to say, not the user.
@@ -232,6 +234,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         patches=tuple(_patch(file, path, top.text("patches_dir", path.stem)) for file in top.texts("patches", ())),
         smoke=smoketable.check(smoke),
         known_bad=tuple(mark for item in top.listed("known_bad") for mark in _known_bad(item)),
+        next=top.texts("next", ()),
     )
     for table in (top, source, build, stable):
         table.nothing_left()

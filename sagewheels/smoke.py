@@ -46,13 +46,14 @@ class Crashed(SmokeFailed):
 class Outcome:
     """What smoke found: `failures` empty means that it passed; `proofs` is empty where nothing could be computed.
 
-    `faults` are the failures that are the wheel's own, whatever the machine.
+    `faults` are the failures that are the wheel's own, whatever the machine; `gpus` are the figures of each GPU.
     """
 
     failures: tuple[str, ...]
     proofs: tuple[dict[str, Any], ...]
     loaded_only: bool
     faults: tuple[Fault, ...] = ()
+    gpus: tuple[dict[str, Any], ...] = ()
 
     def after(self, failures: Sequence[str], faults: Sequence[Fault], checks: Sequence[str]) -> Outcome:
         """This outcome after more checks: the proofs name them, or are no proofs any more."""
@@ -168,7 +169,30 @@ def judge(answer: Mapping[str, Any], recipe: Recipe, host: Host, found: Target) 
         proofs=tuple(proofs) if passed else (),
         loaded_only=passed and not answer["gpus"],
         faults=blame.settled(faults, right_on),
+        gpus=tuple(_figures(gpu, recipe) for gpu in answer["gpus"]),
     )
+
+
+def _figures(gpu: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What one GPU computed, in a few numbers; null where no case was finite."""
+    cases = gpu["cases"]
+    finite = [case for case in cases if case.get("finite") and not case.get("error")]
+    return {
+        "index": gpu["index"],
+        "name": gpu["name"],
+        "arch": gpu["arch"],
+        "verdict": "wrong" if any(_gpu_failures(gpu, recipe)) else "right",
+        "cases": len(cases),
+        "wrong_cases": sum(not right(case, recipe) for case in cases),
+        "worst_cosine": min((case["cosine"] for case in finite), default=None),
+        "worst_relative_l2": max((case["relative_l2"] for case in finite), default=None),
+        "kernels": [kernel for kernel in gpu.get("kernels", ()) if not kernel.startswith(blame.NOT_A_KERNEL)],
+        "speed": [
+            {"shape": one["shape"], "ms": one["ms"], "sdpa_ms": one["sdpa_ms"], "faster": one["sdpa_ms"] / one["ms"]}
+            for one in gpu["timed"]
+            if not one.get("error")
+        ],
+    }
 
 
 def _is_wheels(gpu: Mapping[str, Any], recipe: Recipe) -> bool:
