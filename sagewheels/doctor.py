@@ -148,3 +148,5 @@ def _store(job: Job) -> Iterator[Check]:
 
 
 _GROUPS = (_settings, _machine, _interpreter, _compiler, _signatures, _store)
+NAMES = ("GPU", "driver", "archs", "memory", "Python.h", "stack", "host compiler", "toolkit", "store")
+"""Checks that symptoms.toml may name."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagewheels import full, installed, marking, proofs, smoke, ui, wheelhouse
+from sagewheels import full, installed, marking, proofs, smoke, symptoms, ui, wheelhouse
 from sagewheels.errors import SageError, SmokeFailed, UsageError
 from sagewheels.job import Job
 from sagewheels.recipe import Recipe
+from sagewheels.symptoms import Where
 from sagewheels.target import Target
 from sagewheels.wheelhouse import Made
 
@@ -71,7 +72,18 @@ def _failed(job: Job, made: Made | None, state: dict[str, Any], outcome: smoke.O
     words = _put_back(job)
     if made:
         marking.record(job, made[1], str(state.get("sha256")), outcome.faults, found)
-    return SmokeFailed(f"smoke failed: {outcome.failures[0]}", f"{words}; the wheel is not proven")
+    return SmokeFailed(
+        f"smoke failed: {outcome.failures[0]}", f"{words}; the wheel is not proven{_symptom(made, outcome)}"
+    )
+
+
+def _symptom(made: Made | None, outcome: smoke.Outcome) -> str:
+    """`. ` and what to do about the first failure that is known; empty where none is."""
+    listed = made[1].data.get("patches") if made else None
+    patches = [str(one.get("name")) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    where: Where = "run" if any(text.startswith("GPU ") for text in outcome.failures) else "import"
+    known = symptoms.remedy("\n".join(outcome.failures), where, patches=patches)
+    return f". {known}" if known else ""
 
 
 def _finished(job: Job) -> Target | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sagewheels
-from sagewheels import blame, proc, ui
+from sagewheels import blame, proc, symptoms, ui
 from sagewheels.arch import Arch
 from sagewheels.blame import Fault
 from sagewheels.config import Settings
@@ -110,7 +110,8 @@ def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any],
             raise ValueError("not an answer")
     except (ValueError, IndexError, KeyError):
         what = f"the kernels brought the interpreter down ({proc.ending(code)}): {_where(lines, code)[:200]}"
-        raise Crashed(what, f"The whole output is {log}", probe=probe, ended=code) from None
+        known = symptoms.remedy("\n".join(lines), "run")
+        raise Crashed(what, f"{known and known + '. '}The whole output is {log}", probe=probe, ended=code) from None
     if code:
         ui.warn("smoke", f"the interpreter ended badly after it had answered ({proc.ending(code)}): see {log}")
     return answer
