@@ -50,6 +50,7 @@ class Symptom:
     cause: str
     remedy: str
     remedies: Mapping[str, str]
+    example: Mapping[str, str]
     patch: str
     check: str
     source: str
@@ -228,7 +229,8 @@ def _row(table: Table) -> Symptom:
         general=table.flag("general"),
         cause=table.text("cause"),
         remedy=table.text("remedy"),
-        remedies={key: table.table("remedies").text(key) for key in table.table("remedies").data},
+        remedies=_texts(table, "remedies"),
+        example=_texts(table, "example"),
         patch=table.text("patch", ""),
         check=table.text("check", ""),
         source=table.text("source"),
@@ -237,6 +239,11 @@ def _row(table: Table) -> Symptom:
     table.nothing_left("symptoms")
     _whole(row, table)
     return row
+
+
+def _texts(table: Table, key: str) -> dict[str, str]:
+    inner = table.table(key)
+    return {name: inner.text(name) for name in inner.data}
 
 
 def _whole(row: Symptom, table: Table) -> None:
@@ -256,6 +263,8 @@ def _whole(row: Symptom, table: Table) -> None:
         *(("remedies", one) for one in row.remedies.values()),
     ):
         names = set(re.findall(r"\{(\w+)\}", text))
+        if lacking := names - set(row.example):
+            raise UsageError(f"{table.where('example')} lacks {min(lacking)}, which {key} wants")
         for pattern in row.patterns:
             groups = {*pattern.groupindex, *(["arch"] if "sm" in pattern.groupindex else [])}
             if missing := names - groups:

@@ -1,4 +1,4 @@
-"""README's table of what others say: `python -m sagewheels.symptomtable README.md` writes it anew from symptoms.toml."""
+"""README's table of what others say; `python -m sagewheels.symptomtable README.md` writes it from symptoms.toml."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def markdown(rows: Iterable[Symptom]) -> Iterator[str]:
     yield "| others say | why | do |"
     yield "|---|---|---|"
     for row in rows:
-        cells = (row.symptom, filled(row.cause, {}), filled(row.remedy, {}))
+        cells = (row.symptom, filled(row.cause, row.example), filled(row.remedy, row.example))
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 

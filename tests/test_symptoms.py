@@ -286,6 +286,7 @@ symptom = "words"
 marks = ["some mark"]
 patterns = ['some mark (?P<name>x)']
 cause = "because of {name}"
+example = { name = "x", other = "y" }
 remedy = "mend it"
 source = "measured"
 seen_in = ["build"]
