@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagewheels import full, installed, marking, proofs, smoke, symptoms, ui, wheelhouse
+from sagewheels import diagnosis, full, installed, marking, proofs, smoke, symptoms, ui, wheelhouse
 from sagewheels.errors import SageError, SmokeFailed, UsageError
 from sagewheels.job import Job
 from sagewheels.recipe import Recipe
@@ -68,6 +68,7 @@ def _failed(job: Job, made: Made | None, state: dict[str, Any], outcome: smoke.O
         ui.say("smoke", f"FAILED: {text}")
     if state.get("passed") == proofs.circumstances(job) and not outcome.faults:
         stays = "It passed here before, and nothing speaks against the wheel itself: it stays installed"
+        stays += _symptom(made, outcome)
         return SmokeFailed(f"smoke failed: {outcome.failures[0]}", stays)
     words = _put_back(job)
     if made:
@@ -78,11 +79,13 @@ def _failed(job: Job, made: Made | None, state: dict[str, Any], outcome: smoke.O
 
 
 def _symptom(made: Made | None, outcome: smoke.Outcome) -> str:
-    """`. ` and what to do about the first failure that is known; empty where none is."""
+    """`. ` and what to do about the first failure that is known, or what the probe said besides; else empty."""
     listed = made[1].data.get("patches") if made else None
     patches = [str(one.get("name")) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     where: Where = "run" if any(text.startswith("GPU ") for text in outcome.failures) else "import"
     known = symptoms.remedy("\n".join(outcome.failures), where, patches=patches)
+    if not known and outcome.log:
+        known = diagnosis.of_file(outcome.log, where)
     return f". {known}" if known else ""
 
 

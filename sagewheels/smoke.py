@@ -46,13 +46,14 @@ class Crashed(SmokeFailed):
 class Outcome:
     """What smoke found: `failures` empty means that it passed; `proofs` is empty where nothing could be computed.
 
-    `faults` are the failures that are the wheel's own, whatever the machine.
+    `faults` are the failures that are the wheel's own, whatever the machine; `log` is all that the probe said.
     """
 
     failures: tuple[str, ...]
     proofs: tuple[dict[str, Any], ...]
     loaded_only: bool
     faults: tuple[Fault, ...] = ()
+    log: Path | None = None
 
     def after(self, failures: Sequence[str], faults: Sequence[Fault], checks: Sequence[str]) -> Outcome:
         """This outcome after more checks: the proofs name them, or are no proofs any more."""
@@ -82,7 +83,7 @@ def run(settings: Settings, recipe: Recipe, found: Target, host: Host, extension
         "smoke": dict(recipe.smoke),
     }
     answer = ask(settings, found, "smoke", order, _SECONDS)
-    outcome = judge(answer, recipe, host, found)
+    outcome = replace(judge(answer, recipe, host, found), log=Path(answer["log"]))
     for gpu in answer["gpus"]:
         show(gpu, recipe)
     return outcome
@@ -90,6 +91,8 @@ def run(settings: Settings, recipe: Recipe, found: Target, host: Host, extension
 
 def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any], seconds: int) -> dict[str, Any]:
     """What a probe prints when it runs in the target, from an empty directory, with the other probes beside it.
+
+    Its `log` is where all that it said is.
 
     Raises Crashed when that is no answer.
     """
@@ -114,7 +117,7 @@ def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any],
         raise Crashed(what, f"{known and known + '. '}The whole output is {log}", probe=probe, ended=code) from None
     if code:
         ui.warn("smoke", f"the interpreter ended badly after it had answered ({proc.ending(code)}): see {log}")
-    return answer
+    return {**answer, "log": str(log)}
 
 
 def _watched(argv: Sequence[str | Path], env: Mapping[str, str], folder: Path, log: Path, seconds: int) -> int:
