@@ -44,7 +44,7 @@ def _wrong_version(have: str, wanted: str) -> str:
         same = Version(have).release == Version(wanted).release
     except InvalidVersion:
         same = have.partition("+")[0] == wanted
-    return "" if same else f"{wanted} is wanted, which the package index does not have"
+    return "" if same else f"{wanted} is wanted"
 
 
 def _of_another_torch(have: str, torch: Torch | None) -> str:

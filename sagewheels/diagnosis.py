@@ -9,8 +9,6 @@ from sagewheels import logfile, symptoms, ui
 from sagewheels.job import Job
 from sagewheels.symptoms import Diagnosis, Finding, Where
 
-_ISSUES = "https://github.com/adbrasi/sageattention220-ultimate-installer/issues"
-
 
 def show(job: Job, name: str) -> None:
     """Says what the log `name` shows (`-`: stdin), and fills the report. Raises UsageError for what cannot be read."""
@@ -49,7 +47,7 @@ def _unknown(found: Diagnosis, read: str) -> Iterator[str]:
         return
     yield "these lines look like errors; the first one is most often the cause:"
     yield from (f"   line {number}: {text}" for number, text in found.errors)
-    yield f"to report it, send the log (look for tokens first) and what doctor prints: {_ISSUES}"
+    yield "to report it, send the log (without tokens) and what doctor prints, in an issue of this project"
 
 
 def of_file(log: Path, where: Where) -> str:

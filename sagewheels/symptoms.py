@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sagewheels.errors import UsageError, shown
+from sagewheels.resources import ROOT
 from sagewheels.table import Table
 
 if sys.version_info >= (3, 11):
@@ -21,7 +22,7 @@ else:
 
 Where = Literal["build", "import", "run", "comfyui", "install"]
 
-FILE = Path(__file__).with_name("symptoms.toml")
+FILE = ROOT / "manifests" / "symptoms.toml"
 LONGEST = 4000
 """Letters of a line that are looked at: what matters is short, and a compiler's command is not."""
 _SHOWN = 300
@@ -108,12 +109,12 @@ def diagnose(blocks: Iterable[str], rows: Sequence[Symptom] | None = None) -> Di
     return search.result()
 
 
-def remedy(text: str, where: Where, *, patches: Collection[str] = (), but: str = "") -> str:
+def remedy(text: str, where: Where, *, lacking: Collection[str] = (), but: str = "") -> str:
     """What to do about the first thing that is known in this text, `but` where nothing is.
 
-    `patches`: those of the wheel in question, which has not what they mend.
+    `lacking`: the patches that the wheel in question was built without. A row that names a patch counts for those only.
     """
-    rows = [row for row in load() if row.patch not in patches]
+    rows = [row for row in load() if not row.patch or row.patch in lacking]
     found = diagnose([text], rows).findings
     return found[0].remedy(where) if found else but
 
