@@ -33,7 +33,7 @@ def ahead(job: Job, archs: tuple[Arch, ...]) -> Check:
         found, remedy = f"none here suits CUDA {cuda}", "Run stack first: a build then makes one from the package index"
     else:
         told = [f"{kit}: {problem or trouble(kit, job.host.glibc)}" for kit, problem in kits]
-        found = "; ".join(told) or f"there is none, and stack would install a torch with CUDA {cuda}"
+        found = f"stack would install one with CUDA {cuda}: {'; '.join(told) or 'there is no toolkit'}"
         remedy = f"To compile: install the CUDA {cuda} toolkit and set CUDA_HOME to it, or take a CUDA 13 torch"
     return Check(what="toolkit", standing="note", found=f"{_UNTRIED}; {found}", remedy=remedy)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sagewheels import checks_installed, checks_toolkit, proving, toolkit
+from sagewheels import checks_installed, checks_toolkit, doctor, proving, toolkit
 from sagewheels.checks import Check
 from sagewheels.config import Settings
 from sagewheels.errors import SmokeFailed
@@ -36,6 +36,15 @@ def package(job: Job) -> list[Check]:
 
 def put(here: Machine, version: str = VERSION + wheels.LABEL, **modules: bytes) -> None:
     wheels.pip(here.python, "install", wheels.make(here.folder / "dist", wheels.content(**modules), version=version))
+
+
+def test_the_checks_that_symptoms_may_name(tmp_path: Path) -> None:
+    """Each is a line of the screen, where a package is installed."""
+    bare = wheels.machine(tmp_path, torch=False)
+    put(bare)
+    job = bare.job(environ={**bare.settings.environ, "PATH": f"{bare.folder}/bin:/usr/bin:/bin"})
+    seen = [check.what for group in doctor._GROUPS for check in doctor._guarded(group, job)]
+    assert set(doctor.NAMES) <= set(seen)
 
 
 # The package
@@ -201,7 +210,7 @@ def test_no_toolkit_and_no_torch(bare: Machine, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(toolkit, "survey", none)
     check = ahead(bare, None)
     assert check.found == (
-        "cannot be tried without a CUDA torch; there is none, and stack would install a torch with CUDA 12.8"
+        "cannot be tried without a CUDA torch; stack would install one with CUDA 12.8: there is no toolkit"
     )
     assert check.remedy == "To compile: install the CUDA 12.8 toolkit and set CUDA_HOME to it, or take a CUDA 13 torch"
     made = ahead(bare, None, cuda_index_variant="cu130")
