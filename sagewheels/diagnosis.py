@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sagewheels import logfile, symptoms, ui
 from sagewheels.job import Job
-from sagewheels.symptoms import Diagnosis, Finding, Where
+from sagewheels.symptomrows import Where
+from sagewheels.symptoms import Diagnosis, Finding
 
 
 def show(job: Job, name: str) -> None:

@@ -8,7 +8,7 @@ from sagewheels import diagnosis, full, installed, marking, proofs, smoke, sympt
 from sagewheels.errors import SageError, SmokeFailed, UsageError
 from sagewheels.job import Job
 from sagewheels.recipe import Recipe
-from sagewheels.symptoms import Where
+from sagewheels.symptomrows import Where
 from sagewheels.target import Target
 from sagewheels.wheelhouse import Made
 

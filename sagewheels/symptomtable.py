@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sagewheels.symptoms import Symptom, filled, load
+from sagewheels.symptomrows import Symptom, load
+from sagewheels.symptoms import filled
 
 _BETWEEN = re.compile(r"(?<=<!-- symptoms: begin -->\n).*?(?=<!-- symptoms: end -->)", re.DOTALL)
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from sagewheels import doctor, logfile, symptoms, symptomtable
+from sagewheels import doctor, logfile, symptomrows, symptoms, symptomtable
 from sagewheels.errors import UsageError
 from sagewheels.resources import ROOT
-from sagewheels.symptoms import Diagnosis, Symptom
+from sagewheels.symptomrows import Symptom
+from sagewheels.symptoms import Diagnosis
 from tests.symptomtexts import ALSO, HEALTHY, SEEN
 
-ROWS = {row.id: row for row in symptoms.load()}
+ROWS = {row.id: row for row in symptomrows.load()}
 _FOLLOWS = {"torch-lacks-arch": ["kernel-for-other-arch"]}
 _FILL = HEALTHY["build"].replace("\n", "\n\n") * 3
 
@@ -294,7 +295,7 @@ seen_in = ["build"]
     path = folder / f"{abs(hash((old, new)))}.toml"
     path.write_text(text.replace(old, new))
     with pytest.raises(UsageError) as caught:
-        symptoms.load(path)
+        symptomrows.load(path)
     return str(caught.value).replace(f"{path}: ", "")
 
 
@@ -326,7 +327,7 @@ def test_a_row_that_is_wrong_is_named(tmp_path: Path) -> None:
 
 
 def test_a_plus_that_is_a_letter_is_no_repetition() -> None:
-    assert symptoms._pattern(r"c\+\+ [+*]{1,2}\*", "here").search("c++ +*")
+    assert symptomrows._pattern(r"c\+\+ [+*]{1,2}\*", "here").search("c++ +*")
 
 
 # README
