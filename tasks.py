@@ -275,9 +275,13 @@ def list_(
         listing.show(job)
 
 
-@task(help=_flags("arch", "python", "store", "manifest", "json"))
+_LOG = {"log": "explain this log instead: of a build, of ComfyUI, a traceback; - reads what is piped in"}
+
+
+@task(help={**_LOG, **_flags("arch", "python", "store", "manifest", "json")})
 def doctor(
     c: Context,
+    log: str = "",
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
@@ -287,11 +291,16 @@ def doctor(
     """One screen of checks, each with its remedy; exit 2 when one of them would stop auto.
 
     Example: sagewheels doctor
+    What a log shows, why, and what to do: sagewheels doctor --log ~/ComfyUI/user/comfyui.log
     """
+    from sagewheels import diagnosis
     from sagewheels import doctor as checks
 
     with run.job(c, arch=arch, python=python, store=store, manifest=manifest, as_json=json, locked=False) as job:
-        checks.show(job)
+        if log:
+            diagnosis.show(job, log)
+        else:
+            checks.show(job)
 
 
 @task

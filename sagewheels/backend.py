@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from sagewheels import arch, buildplan, proc, remotecache, toolkit, ui
+from sagewheels import arch, buildplan, diagnosis, proc, remotecache, toolkit, ui
 from sagewheels.buildplan import Plan
 from sagewheels.compilers import Compilers, Counted, Tools
 from sagewheels.config import Settings
@@ -67,7 +67,8 @@ def run(settings: Settings, plan: Plan, tree: Checkout, key: str, out: Path, log
         raise serving.problem
     if process.returncode:
         what = f"the compile failed ({proc.ending(process.returncode)}): {matters(log)}"
-        raise BuildFailed(what, f"The whole log is {log}; what was installed is untouched")
+        known = diagnosis.of_file(log, "build")
+        raise BuildFailed(what, f"{known and known + '. '}The whole log is {log}; what was installed is untouched")
     if counted.reused:
         ui.say("build", f"{counted.reused} of {counted.done} objects were compiled before")
 

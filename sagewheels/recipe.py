@@ -174,13 +174,18 @@ def load(name: str) -> Recipe:
     """
     path = Path(name) if name.endswith(".toml") else ROOT / "manifests" / f"{name}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(item.stem for item in (ROOT / "manifests").glob("*.toml")))
-        raise UsageError(f"there is no build manifest {name!r}", f"Use one of {known}, or the path of a .toml file")
+        known = f"Use one of {', '.join(names())}, or the path of a .toml file"
+        raise UsageError(f"there is no build manifest {name!r}", known)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
     return parse(data, path)
+
+
+def names() -> list[str]:
+    """The build manifests that come along, sorted; symptoms.toml beside them is none."""
+    return sorted(item.stem for item in (ROOT / "manifests").glob("*.toml") if item.stem != "symptoms")
 
 
 def also(main: Recipe) -> tuple[Recipe, ...]:

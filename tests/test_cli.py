@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sagewheels import __version__, doctor, wheelhouse
+from sagewheels import __version__, doctor, recipe, wheelhouse
 from sagewheels.resources import ROOT
 from tests import wheels
 from tests.hub import Hub
@@ -28,7 +28,7 @@ TASKS = [
 ]
 GOOD = f"{NAME}-{VERSION}{wheels.LABEL}-{TAG}.whl"
 TOKEN = "hf_averysecrettoken"
-MANIFESTS = ", ".join(sorted(path.stem for path in (ROOT / "manifests").glob("*.toml")))
+MANIFESTS = ", ".join(recipe.names())
 
 
 @pytest.fixture(scope="module")
