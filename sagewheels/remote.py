@@ -220,4 +220,6 @@ def _unreachable(host: Host, way: Route, error: Exception) -> Unreachable:
         why = f"no answer within {CONNECT} s"
     else:
         why = " ".join(str(error).split()) or type(error).__name__
-    return Unreachable(f"{way.address} port {way.port} cannot be reached: {why}", "Check that it is up, and its address")
+    return Unreachable(
+        f"{way.address} port {way.port} cannot be reached: {why}", "Check that it is up, and its address"
+    )

@@ -78,8 +78,8 @@ def program() -> str:
 
 
 @contextmanager
-def serving(folder: Path, *more: str) -> Iterator[Server]:
-    """An sshd that takes the key of `folder`, for the user who runs the tests; `more` lines of its configuration."""
+def serving(folder: Path, **variables: str) -> Iterator[Server]:
+    """An sshd that takes the key of `folder`, for the user who runs the tests; `variables` are those of a session."""
     sshd, port = program(), _free_port()
     folder.mkdir()
     server = Server(folder, port)
@@ -89,7 +89,7 @@ def serving(folder: Path, *more: str) -> Iterator[Server]:
     kind, key, _ = (folder / "host.pub").read_text().split()
     server.known_hosts.write_text(f"[127.0.0.1]:{port} {kind} {key}\n")
     _prepare(server.away)
-    variables = {"SAGEWHEELS_HOME": server.away / "home", "TMPDIR": server.away / "tmp", "HOME": server.away}
+    places = {"SAGEWHEELS_HOME": server.away / "home", "TMPDIR": server.away / "tmp", "HOME": server.away}
     config = [
         f"Port {port}",
         "ListenAddress 127.0.0.1",
@@ -99,8 +99,7 @@ def serving(folder: Path, *more: str) -> Iterator[Server]:
         "StrictModes no",
         "UsePAM no",
         "PasswordAuthentication no",
-        f"SetEnv {' '.join(f'{key}={value}' for key, value in variables.items())}",
-        *more,
+        f"SetEnv {' '.join(f'{key}={value}' for key, value in {**places, **variables}.items())}",
     ]
     (folder / "sshd_config").write_text("\n".join(config) + "\n")
     server.config.write_text(_client(server))
@@ -131,8 +130,12 @@ Host nobody-there
   Port 9
 Host unknown
   HostName localhost
+Host no-such
+  HostName no-such.invalid
 Host behind
   ProxyJump here
+Host behind-nobody
+  ProxyJump nobody-there
 Host * !other-key
   IdentityFile {server.folder}/user
 Host *
