@@ -21,8 +21,8 @@ GRACE = 20
 """Seconds between being told to stop and being ended."""
 
 # Behind the run stands what still reads when nobody does any more: a task that ends in good order has something to say,
-# and must not die of saying it. The run and the leash each have a process group (set -m); the shell that waits for the run is in it, and stays. What
-# bash itself would say of them when they are killed is for nobody.
+# and must not die of saying it. The run and the leash each have a process group (set -m); the shell that waits for the
+# run is in it, and stays. What bash itself would say of them when they are killed is for nobody.
 _OUTER = """\
 sagewheels_fleet() {{
   local folder run leash code
@@ -32,7 +32,7 @@ sagewheels_fleet() {{
 {setup}
   set -m
   (trap : TERM
-   printf %s "$inner" | bash -s -- {words} | (trap '' TERM PIPE; cat; cat >/dev/null)
+   printf %s "$inner" | bash -s -- {words} 2>&1 | (trap '' TERM PIPE; cat; cat >/dev/null)
    exit "${{PIPESTATUS[1]}}") 3<&- &
   run=$!
   (cat <&3; kill -TERM -- "-$run"; sleep {grace}; kill -KILL -- "-$run") >/dev/null 2>&1 &
