@@ -227,6 +227,37 @@ def fleet(
         many.fleet(job, hosts, task=task, tasks=tasks, failed=failed, accept_new=accept_new, **flags)
 
 
+_GENERATE = {
+    "kind": "sky: a task of SkyPilot; actions: a workflow of GitHub Actions that builds what the store lacks",
+    "out": "the file to write (default: print it)",
+    "python": "actions: Pythons, such as 3.10,3.12",
+    "torch": "actions: torch releases, such as 2.11,2.15",
+}
+
+
+@task(positional=["kind"], help={**_GENERATE, **_flags("arch", "store", "manifest", "dry_run")})
+def generate(
+    c: Context,
+    kind: str,
+    out: str = "",
+    python: str = "3.12",
+    torch: str = "2.11",
+    arch: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """sky.yaml for SkyPilot, or a workflow for GitHub Actions, from your settings; no secret is in them.
+
+    Example: sagewheels generate sky --arch 12.0 --out sky.yaml
+    For GitHub: sagewheels generate actions --python 3.10,3.12 --torch 2.11 --arch 8.9,12.0 --out wheels.yml
+    """
+    from sagewheels import generate as maker
+
+    with run.job(c, arch=arch, store=store, manifest=manifest, dry_run=dry_run, locked=False) as job:
+        maker.generate(job, kind, pythons=python, torches=torch, out=out)
+
+
 @task(aliases=["publish"], help=_flags("arch", "python", "store", "manifest", "wheel", "dry_run"))
 def upload(
     c: Context,
@@ -391,6 +422,7 @@ namespace = Collection(
     build,
     matrix,
     fleet,
+    generate,
     upload,
     smoke,
     rollback,
