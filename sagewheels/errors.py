@@ -98,7 +98,7 @@ class Unreachable(StoreError):
 class HostsFailed(SageError):
     """Some machines of a fleet failed; the exit code is that of the first of them."""
 
-    def __init__(self, what: str, remedy: str, *, code: int) -> None:
+    def __init__(self, what: str, remedy: str, *, code: int = 1) -> None:
         self.exit_code = code
         super().__init__(what, remedy)
 
