@@ -192,6 +192,80 @@ def matrix(
         many.matrix(job, python, torch, as_json=json)
 
 
+_FLEET = {
+    "hosts": "a file (- is stdin), on each line user@host:port or a name of ~/.ssh/config, and KEY=value ...",
+    "task": "what to run there, with its flags: install, doctor, 'smoke --full' ...",
+    "parallel": "hosts at once (default: all, up to 8)",
+    "retry": "more tries for a host that could not be reached or ended with exit 7",
+    "timeout": "minutes for each try on a host, after which it is told to stop",
+    "failed": "only the hosts on which the last run failed (LOG_DIR/fleet)",
+    "accept_new": "take host keys that are not known yet, as ssh's StrictHostKeyChecking=accept-new",
+    "ssh_config": "in the place of ~/.ssh/config",
+    "json": "one JSON object on stdout, and nothing else",
+}
+
+
+@task(auto_shortflags=False, help={**_FLEET, **_flags("arch", "store", "manifest", "dry_run")})
+def fleet(
+    c: Context,
+    hosts: str = "",
+    task: str = "auto",
+    parallel: str = "",
+    retry: str = "1",
+    timeout: str = "120",
+    failed: bool = False,
+    accept_new: bool = False,
+    ssh_config: str = "",
+    arch: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    json: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """The same on many machines over SSH, bare ones too: a log for each, the exit code of the first that failed.
+
+    Example: sagewheels fleet --hosts hosts.txt
+    Again where it failed: sagewheels fleet --hosts hosts.txt --failed
+    """
+    from sagewheels import fleet as many
+
+    flags = {"parallel": parallel, "retry": retry, "timeout": timeout, "ssh_config": ssh_config}
+    with run.job(c, arch=arch, store=store, manifest=manifest, dry_run=dry_run, locked=False, as_json=json) as job:
+        tasks = namespace.task_names
+        many.fleet(job, hosts, task=task, tasks=tasks, failed=failed, accept_new=accept_new, **flags)
+
+
+_GENERATE = {
+    "kind": "sky: a task of SkyPilot; actions: a workflow of GitHub Actions that builds what the store lacks",
+    "out": "the file to write (default: print it)",
+    "python": "actions: Pythons, such as 3.10,3.12",
+    "torch": "actions: torch releases, such as 2.11,2.15",
+}
+
+
+@task(positional=["kind"], help={**_GENERATE, **_flags("arch", "store", "manifest", "dry_run")})
+def generate(
+    c: Context,
+    kind: str,
+    out: str = "",
+    python: str = "3.12",
+    torch: str = "2.11",
+    arch: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """sky.yaml for SkyPilot, or a workflow for GitHub Actions, from your settings; no secret is in them.
+
+    Example: sagewheels generate sky --arch 12.0 --out sky.yaml
+    For GitHub: sagewheels generate actions --python 3.10,3.12 --torch 2.11 --arch 8.9,12.0 --out wheels.yml
+    """
+    from sagewheels import generate as maker
+
+    with run.job(c, arch=arch, store=store, manifest=manifest, dry_run=dry_run, locked=False) as job:
+        maker.generate(job, kind, pythons=python, torches=torch, out=out)
+
+
 @task(aliases=["publish"], help=_flags("arch", "python", "store", "manifest", "wheel", "dry_run"))
 def upload(
     c: Context,
@@ -367,6 +441,8 @@ namespace = Collection(
     verify,
     build,
     matrix,
+    fleet,
+    generate,
     upload,
     smoke,
     rollback,

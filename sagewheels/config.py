@@ -135,6 +135,21 @@ def load(
     return Settings(**values, environ={k: v for k, v in environ.items() if k not in SECRETS})  # type: ignore[arg-type]
 
 
+def is_path(key: str) -> bool:
+    """Whether the setting names a file or a folder, which other machines may not have."""
+    return key in _PATHS or isinstance(KEYS[key].default, Path)
+
+
+def check(known: Mapping[str, tuple[str, str]]) -> None:
+    """Nothing for values that can be meant, each with where it was set, of another machine: its paths are not read.
+
+    Raises UsageError, as `load` does.
+    """
+    for key, (value, where) in known.items():
+        _text(key, value, where)
+    dict(_checked({key: pair for key, pair in known.items() if not is_path(key)}, Path()))
+
+
 def exports_secrets() -> bool:
     """Whether a secret is in the environment, whatever `.env` says."""
     return any(os.environ.get(key) for key in SECRETS)

@@ -23,6 +23,7 @@ _REMEDIES = {
     "c++": "Install a C++ compiler (apt-get install g++)",
     "g++": "Install a C++ compiler (apt-get install g++)",
     "uv": "Install uv (pip install uv)",
+    "ssh": "Install it (apt-get install openssh-client)",
     "ssh-keygen": "Install it (apt-get install openssh-client)",
 }
 
