@@ -451,7 +451,7 @@ def test_a_proof_that_could_not_be_published_is_published_by_the_next_smoke(
         hub.misbehave("/commit/", "503", 3)
         proving.do_smoke(machine.job())
         assert "[smoke] warning: the proof stays in the wheelhouse: " in capsys.readouterr().err
-        listed = [json.loads(hub.files("me/wheels")[name]) for name in hub.files("me/wheels") if "index" in name]
+        listed = [json.loads(hub.files("me/wheels")[name]) for name in hub.files("me/wheels") if "index.json" in name]
         assert [one["proofs"] for one in listed[0]["wheels"]] == [[]]
         for commits in (2, 2):
             proving.do_smoke(machine.job())
