@@ -77,7 +77,8 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Place:
     machine = wheels.machine(folder)
     (folder / "here").mkdir()
     (folder / "extra").mkdir()
-    (machine.site / "extra.pth").write_text(f"{folder / 'extra'}\n")
+    # What is in this folder comes before the target's own.
+    (machine.site / "extra.pth").write_text(f"import sys; sys.path.insert(0, {str(folder / 'extra')!r})\n")
     (machine.site / "sitecustomize.py").write_text("")
     place = Place(machine, folder / "here")
     with pytest.MonkeyPatch.context() as patch, standing(place):
@@ -172,10 +173,18 @@ def _other_torch_by_pth(place: Place) -> Iterator[None]:
 
 
 @contextmanager
-def _in_a_folder_of_a_pth(place: Place) -> Iterator[None]:
-    """The site-packages themselves stay as they are: triton moves to the folder that a .pth names."""
-    with _triton_removed(place), folder(place.machine.folder / "extra" / "triton-3.7.0.dist-info") as info:
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: triton\nVersion: 3.7.0\n")
+def _triton_in_a_folder_of_a_pth(place: Place) -> Iterator[None]:
+    """Nothing that was there is touched: another triton arrives in a folder that a .pth names."""
+    with folder(place.machine.folder / "extra" / "triton-2.0.0.dist-info") as info:
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: triton\nVersion: 2.0.0\n")
+        yield
+
+
+@contextmanager
+def _torch_in_a_folder_of_a_pth(place: Place) -> Iterator[None]:
+    with folder(place.machine.folder / "extra" / "torch") as torch:
+        (torch / "__init__.py").touch()
+        (torch / "version.py").write_text("__version__ = '2.12.0+cu130'\ncuda = '13.0'\n")
         yield
 
 
@@ -236,10 +245,24 @@ def _gpu(place: Place) -> Any:
 
 
 CHANGES = [
-    _torch, _triton_removed, _triton_upgraded, _package_edited, _package_removed, _other_torch_by_pth,
-    _in_a_folder_of_a_pth, _sitecustomize, _other_interpreter, _replaced_environment, _smoke_forgotten,
-    _stack_cut_off, _exchanging, _manifest, _dotenv, _gpu,
-]  # fmt: skip
+    _torch,
+    _triton_removed,
+    _triton_upgraded,
+    _package_edited,
+    _package_removed,
+    _other_torch_by_pth,
+    _triton_in_a_folder_of_a_pth,
+    _torch_in_a_folder_of_a_pth,
+    _sitecustomize,
+    _other_interpreter,
+    _replaced_environment,
+    _smoke_forgotten,
+    _stack_cut_off,
+    _exchanging,
+    _manifest,
+    _dotenv,
+    _gpu,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)
