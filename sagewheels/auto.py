@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from sagewheels import facts, installed, proofs, proving, stack, steplines, steps, ui
+from sagewheels import facts, installed, noting, proofs, proving, stack, steplines, steps, ui
 from sagewheels.errors import NothingCompatible, SageError, StoreError, Untrusted, UsageError
 from sagewheels.files import arriving
 from sagewheels.job import Job
@@ -49,6 +49,7 @@ def auto(job: Job, *, rebuild: bool = False, no_wait: bool = False) -> None:
     if trouble:
         remedy = f"{trouble.remedy}. Then upload publishes the wheel"
         raise type(trouble)(f"the machine is ready, but {trouble.what}", remedy)
+    noting.note(job, "auto", _standing)
     ui.note("auto", f"done in {ui.duration(time.monotonic() - started)}: {ready[0].name} in {job.target.prefix}")
 
 
@@ -128,21 +129,29 @@ def install(job: Job) -> None:
 
 def in_place(job: Job, topic: str = "auto") -> bool:
     """Whether what is installed is the wheel that passed smoke here, under the very same circumstances."""
+    words = _standing(job)
+    if words:
+        noting.note(job, topic, _standing)
+        facts.in_place(job, installed.read_state(job.settings, job.target, job.recipe))
+        ui.say(topic, words)
+    return bool(words)
+
+
+def _standing(job: Job) -> str:
+    """What is said where there is nothing to do; empty where there is something."""
     state = installed.read_state(job.settings, job.target, job.recipe)
     if job.settings.wheel_url and not _is_of_url(state, job.settings.wheel_url):
-        return False
+        return ""
     if not state.get("passed") or state["passed"] != proofs.circumstances(job):
-        return False
-    if installed.is_cut_off(job.target, job.recipe, state):
-        return False
+        return ""
+    if installed.is_cut_off(job.target, job.recipe, state) or stack.pending_path(job.settings, job.target).exists():
+        return ""
     untouched = installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256")))
     if not untouched or stack.faults(job.target, job.need, job.settings):
-        return False
+        return ""
     if stack.missing(job.target, job.recipe.needs):
-        return False
-    facts.in_place(job, state)
-    ui.say(topic, f"nothing to do: {state['wheel']} is in {job.target.prefix}, {state.get('words')}")
-    return True
+        return ""
+    return f"nothing to do: {state['wheel']} is in {job.target.prefix}, {state.get('words')}"
 
 
 def _is_of_url(state: dict[str, Any], url: str) -> bool:

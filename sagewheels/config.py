@@ -13,11 +13,11 @@ from pathlib import Path
 
 from dotenv.parser import parse_stream
 
-from sagewheels import ui
+from sagewheels import quick, ui
 from sagewheels.errors import UsageError
 from sagewheels.resources import ROOT
 
-SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"})
+SECRETS = quick.SECRETS
 """Never handed to a child process, never printed."""
 
 FLAGS = {"arch": "TORCH_CUDA_ARCH_LIST", "python": "PYTHON_BIN", "store": "SAGE_STORE", "manifest": "SAGE_MANIFEST"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BUILT, STORE, WHEELHOUSE, ADDRESS = "built here", "store", "wheelhouse", "WHEEL_URL"
 """Where a wheel comes from."""
 
-_REMEMBERED = ("package", "wheel", "origin", "proof", "standing")
+_REMEMBERED = ("package", "wheel", "proof", "standing")
 
 
 def wheel(one: WheelManifest) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -150,9 +149,10 @@ def stream(
 
 def wait(process: subprocess.Popen[str], seconds: float) -> None:
     """Waits for the end of the process, but not longer than that."""
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        pass
 
 
 @contextmanager
@@ -167,25 +167,29 @@ def _session(
     held: Collection[int] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """A program in a session of its own, of which nothing is left when the block ends: compilers are grandchildren."""
+    came: list[signal.Signals] = []
     try:
-        process = subprocess.Popen(
-            args,
-            env=_clean(env),
-            cwd=cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            pass_fds=held,
-        )
+        with _put_off(came):
+            process = subprocess.Popen(
+                args,
+                env=_clean(env),
+                cwd=cwd,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+                pass_fds=held,
+            )
     except OSError as problem:
         if problem.errno not in _NO_PROGRAM or (cwd and not cwd.is_dir()):
             raise
         raise _missing(args[0], problem) from None
     _running.add(process)
     try:
+        for number in came:
+            signal.raise_signal(number)
         yield process
     finally:
         _running.discard(process)
@@ -200,6 +204,24 @@ def _session(
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe:
                 pipe.close()
+
+
+@contextmanager
+def _put_off(came: list[signal.Signals]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM within the block are only noted: a program that has begun already would be left to itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # What is ignored stays so: the program inherits that.
+    ours = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    heeded = {one: handler for one, handler in ours.items() if callable(handler)}
+    for one in heeded:
+        signal.signal(one, lambda number, _: came.append(signal.Signals(number)))
+    try:
+        yield
+    finally:
+        for one, handler in heeded.items():
+            signal.signal(one, handler)
 
 
 @contextmanager

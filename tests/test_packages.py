@@ -25,6 +25,7 @@ CONTRACT = (
     "REMOTE_DIR like sageattention220",
     ".build-sageattention",
     "install_sageattention220_wheel.sh",
+    "adbrasi/sageattention220-ultimate-installer",
     # Keys that the first installer wrote.
     "expected_sageattention_version",
     "sageattention_version",
