@@ -25,6 +25,7 @@ _HELP = {
     "dry_run": "print the plan with the reason for each step, change nothing",
     "wheel": "a wheel of the wheelhouse (default: the best fit there)",
     "force": "compile even when the wheelhouse has this build key",
+    "offline": "ask no Hub, package index or git server: what is on this machine must do (SAGE_OFFLINE)",
     "full": "also the long checks: streams, graphs, odd lengths, a second GPU, torch.compile (minutes)",
     "rebuild": "compile even when a wheel fits",
     "no_wait": "compile though another machine compiles the same wheel, and claim nothing",
@@ -37,13 +38,16 @@ def _flags(*names: str) -> dict[str, str]:
     return {name: _HELP[name] for name in names}
 
 
-@task(default=True, help=_flags("arch", "python", "store", "manifest", "json", "dry_run", "rebuild", "no_wait"))
+@task(
+    default=True, help=_flags("arch", "python", "store", "manifest", "offline", "json", "dry_run", "rebuild", "no_wait")
+)
 def auto(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    offline: bool = False,
     json: bool = False,
     dry_run: bool = False,
     rebuild: bool = False,
@@ -56,18 +60,28 @@ def auto(
     from sagewheels import auto as graph
     from sagewheels import closing
 
-    told = run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json)
+    told = run.job(
+        c,
+        arch=arch,
+        python=python,
+        store=store,
+        manifest=manifest,
+        offline=offline,
+        dry_run=dry_run,
+        as_json=json,
+    )
     with told as job, closing.panel(job):
         graph.auto(job, rebuild=rebuild, no_wait=no_wait)
 
 
-@task(help=_flags("arch", "python", "store", "manifest", "json", "dry_run"))
+@task(help=_flags("arch", "python", "store", "manifest", "offline", "json", "dry_run"))
 def install(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    offline: bool = False,
     json: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -78,18 +92,28 @@ def install(
     from sagewheels import auto as graph
     from sagewheels import closing
 
-    told = run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json)
+    told = run.job(
+        c,
+        arch=arch,
+        python=python,
+        store=store,
+        manifest=manifest,
+        offline=offline,
+        dry_run=dry_run,
+        as_json=json,
+    )
     with told as job, closing.panel(job):
         graph.install(job)
 
 
-@task(help=_flags("arch", "python", "store", "manifest", "dry_run"))
+@task(help=_flags("arch", "python", "store", "manifest", "offline", "dry_run"))
 def stack(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    offline: bool = False,
     dry_run: bool = False,
 ) -> None:
     """1. A CUDA PyTorch and Triton that suit GPU and driver; what is good is kept.
@@ -98,17 +122,18 @@ def stack(
     """
     from sagewheels import steps
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, offline=offline, dry_run=dry_run) as job:
         steps.do_stack(job)
 
 
-@task(help=_flags("arch", "python", "store", "manifest", "json", "dry_run"))
+@task(help=_flags("arch", "python", "store", "manifest", "offline", "json", "dry_run"))
 def fetch(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    offline: bool = False,
     json: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -118,7 +143,16 @@ def fetch(
     """
     from sagewheels import steps
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json) as job:
+    with run.job(
+        c,
+        arch=arch,
+        python=python,
+        store=store,
+        manifest=manifest,
+        offline=offline,
+        dry_run=dry_run,
+        as_json=json,
+    ) as job:
         steps.do_fetch(job)
 
 
@@ -330,13 +364,14 @@ def init_hf(c: Context, store: str | None = None, sign: bool = False, dry_run: b
         steps.do_init(job, sign=sign)
 
 
-@task(name="list", help=_flags("arch", "python", "store", "manifest", "json"))
+@task(name="list", help=_flags("arch", "python", "store", "manifest", "offline", "json"))
 def list_(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    offline: bool = False,
     json: bool = False,
 ) -> None:
     """What your store holds, and for each wheel whether it fits this machine or why not.
@@ -345,7 +380,9 @@ def list_(
     """
     from sagewheels import listing
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, as_json=json, locked=False) as job:
+    with run.job(
+        c, arch=arch, python=python, store=store, manifest=manifest, offline=offline, as_json=json, locked=False
+    ) as job:
         listing.show(job)
 
 

@@ -112,6 +112,7 @@ class Worker:
                     path.is_file()
                     and path.suffix != ".pyc"
                     and path.name not in ("uv_cache.json", ".lock", ".revision")
+                    and not path.name.startswith("quick-")
                 ):
                     # A proof made here is noted under its hash, which differs as the proof does: how many counts.
                     name = f"proof or wheel {len(found)}" if path.parent.name == "made-here" else path.name

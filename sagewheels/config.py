@@ -20,11 +20,20 @@ from sagewheels.resources import ROOT
 SECRETS = quick.SECRETS
 """Never handed to a child process, never printed."""
 
-FLAGS = {"arch": "TORCH_CUDA_ARCH_LIST", "python": "PYTHON_BIN", "store": "SAGE_STORE", "manifest": "SAGE_MANIFEST"}
+FLAGS = {
+    "arch": "TORCH_CUDA_ARCH_LIST",
+    "python": "PYTHON_BIN",
+    "store": "SAGE_STORE",
+    "manifest": "SAGE_MANIFEST",
+    "offline": "SAGE_OFFLINE",
+}
 """Command line flag -> the setting that it overrides."""
 
 _PATHS = frozenset({"OBJECT_CACHE_DIR", "SIGNING_KEY", "TRUSTED_SIGNERS", "REVOKED_SIGNERS"})
 """Paths that may be left unset."""
+
+_NO_NETWORK = {"UV_OFFLINE": "1", "PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1", "GIT_ALLOW_PROTOCOL": "file"}
+"""What keeps the programs that a run starts to what is on this machine: uv to its cache, git to local repositories."""
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 _CHOICES = {
@@ -50,6 +59,7 @@ class Settings:
     sage_source_ref: str = ""
     sage_expect_version: str = "2.2.0"
     sage_store: str = ""
+    sage_offline: bool = False
     python_bin: str = ""
     torch_channel: str = "nightly"
     cuda_index_variant: str = "cu128"
@@ -109,7 +119,7 @@ def load(
     environ: Mapping[str, str] | None = None,
     *,
     cwd: Path | None = None,
-    flags: Mapping[str, str | None] | None = None,
+    flags: Mapping[str, str | bool | None] | None = None,
 ) -> Settings:
     """Settings for this run: a flag beats the environment, which beats `.env` here, then `.env` beside tasks.py.
 
@@ -130,9 +140,11 @@ def load(
     known.update({key: (environ[key], "the environment") for key in KEYS if key in environ})
     for flag, value in (flags or {}).items():
         if value:
-            known[FLAGS[flag]] = (value, f"--{flag}")
+            known[FLAGS[flag]] = ("1" if value is True else value, f"--{flag}")
     values = dict(_checked(known, cwd))
-    return Settings(**values, environ={k: v for k, v in environ.items() if k not in SECRETS})  # type: ignore[arg-type]
+    alone = _NO_NETWORK if values.get("sage_offline") else {}
+    seen = {key: value for key, value in {**environ, **alone}.items() if key not in SECRETS}
+    return Settings(**values, environ=seen)  # type: ignore[arg-type]
 
 
 def is_path(key: str) -> bool:

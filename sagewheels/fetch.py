@@ -148,6 +148,8 @@ def from_url(job: Job, url: str) -> Made:
     name = PurePosixPath(unquote(parts.path)).name
     if parts.scheme not in {"http", "https", "file"} or not name.endswith(".whl"):
         raise UsageError(f"WHEEL_URL={web.shown(url)!r} is not the address of a wheel", "Write https://.../name.whl")
+    if job.settings.sage_offline and parts.scheme != "file":
+        raise StoreError("WHEEL_URL was not asked, because this run is offline", "Leave --offline (SAGE_OFFLINE) out")
     bare = url.partition("#")[0]
     found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", parts.fragment)
     beside = web.small(urlunsplit(parts._replace(path=f"{parts.path}.json", fragment="")))

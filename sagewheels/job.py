@@ -155,6 +155,8 @@ class Job:
     @property
     def closed(self) -> str:
         """Why nothing can be published from here, in words."""
+        if self.settings.sage_offline and not self.store.writable:
+            return f"{self.store.label} is not asked, because this run is offline"
         if not self.store.writable:
             return f"{self.store.label} can only be read (HF_TOKEN is not set)"
         return f"{self.store.label} takes what is signed (SIGNING_KEY is not set)"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _FLAGS = frozenset({"--arch", "--python", "--store", "--manifest"})
-_SWITCHES = frozenset({"--no-wait"})
+_SWITCHES = frozenset({"--no-wait", "--offline"})
 """The flags with which `auto` still says that there is nothing to do; with any other it takes the ordinary way."""
 
 SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"})

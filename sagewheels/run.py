@@ -26,14 +26,20 @@ if TYPE_CHECKING:
     from sagewheels.job import Job
 
 _SWITCHES = frozenset(
-    "--dry-run -d --rebuild -r --no-wait -n --force -f --all --full --json -j --sign -i --failed --accept-new".split()
+    "--dry-run -d --rebuild -r --no-wait -n --offline -o --force -f --all --full --json -j --sign -i --failed "
+    "--accept-new".split()
 )
 """The flags that take no value."""
 
 
 @contextmanager
 def job(
-    context: Context, *, dry_run: bool | None = False, locked: bool = True, as_json: bool = False, **flags: str | None
+    context: Context,
+    *,
+    dry_run: bool | None = False,
+    locked: bool = True,
+    as_json: bool = False,
+    **flags: str | bool | None,
 ) -> Iterator[Job]:
     """A Job for one task. Everything that leaves the block is an Exit: one line on stderr and the right exit code.
 
@@ -60,7 +66,7 @@ def job(
 
 
 @contextmanager
-def _job(context: Context, dry_run: bool | None, locked: bool, flags: dict[str, str | None]) -> Iterator[Job]:
+def _job(context: Context, dry_run: bool | None, locked: bool, flags: dict[str, str | bool | None]) -> Iterator[Job]:
     logs, token, places = Path("logs"), "", list[Path]()
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -103,8 +103,11 @@ def answers(settings: Settings, recipe: Recipe, seconds: float) -> str:
     if done.code:
         why = f"no answer in {seconds:.3g} s" if done.code < 0 else done.last_line
         what = f"{name} does not give {ref}: {why}"
-        raise StoreError(what, "Check the network, and SAGE_SOURCE_REPO")
+        raise StoreError(what, _OFFLINE if settings.sage_offline else "Check the network, and SAGE_SOURCE_REPO")
     return f"{ref} of {name}"
+
+
+_OFFLINE = "Set SAGE_SOURCE_REPO to a clone on this machine, or leave --offline (SAGE_OFFLINE) out"
 
 
 def public_name(repo: str) -> str:
@@ -125,7 +128,8 @@ def _fetch(settings: Settings, recipe: Recipe, folder: Path, repo: str, ref: str
         _git(settings, folder, "fetch", "--quiet", "--depth=1", "--filter=blob:none", "--no-tags", "origin", ref)
     except SageError as error:
         remedy = "Check the network, SAGE_SOURCE_REPO and SAGE_SOURCE_REF"
-        raise StoreError(f"{ref} could not be fetched from {public_name(repo)}: {error.what}", remedy) from None
+        what = f"{ref} could not be fetched from {public_name(repo)}: {error.what}"
+        raise StoreError(what, _OFFLINE if settings.sage_offline else remedy) from None
     if recipe.source.paths:
         _git(settings, folder, "sparse-checkout", "set", "--no-cone", *recipe.source.paths)
     _git(settings, folder, "checkout", "--quiet", "--detach", "FETCH_HEAD")

@@ -276,6 +276,8 @@ def install(settings: Settings, need: Need, found: Target, plan: Iterable[Attemp
         ui.say("stack", f"that is not good: {problems[-1]}")
     last = problems[-1] if problems else "nothing to try"
     usual = "Check the network, TORCH_CHANNEL and the pins"
+    if settings.sage_offline:
+        usual = "Leave --offline (SAGE_OFFLINE) out, or install torch by hand"
     raise error(f"no stack could be installed ({last})", symptoms.remedy(last, "install", but=usual))
 
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 from sagewheels.config import Settings
 from sagewheels.errors import UsageError
 from sagewheels.store import Store
+from sagewheels.store.away import AwayStore
 from sagewheels.store.directory import DirectoryStore
 from sagewheels.store.hub import HubStore
 
@@ -22,8 +23,15 @@ _HUB = re.compile(
 def open_store(settings: Settings) -> Store:
     """The store that SAGE_STORE names, else the Hub repository of HF_REPO_ID; asks nothing of it yet.
 
+    With SAGE_OFFLINE a Hub repository refuses whatever it is asked; a folder is no network.
+
     Raises UsageError for an address that is neither a folder nor a Hub repository.
     """
+    store = _open(settings)
+    return AwayStore(store) if settings.sage_offline and isinstance(store, HubStore) else store
+
+
+def _open(settings: Settings) -> Store:
     where = settings.sage_store
     if not where:
         return _hub(settings, settings.hf_repo_type, settings.hf_repo_id, "", "")
