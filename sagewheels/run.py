@@ -25,7 +25,9 @@ from sagewheels.redact import redacted
 if TYPE_CHECKING:
     from sagewheels.job import Job
 
-_SWITCHES = frozenset("--dry-run -d --rebuild -r --no-wait -n --force -f --all --full --json -j --sign -i".split())
+_SWITCHES = frozenset(
+    "--dry-run -d --rebuild -r --no-wait -n --force -f --all --full --json -j --sign -i --detach".split()
+)
 """The flags that take no value."""
 
 

@@ -29,6 +29,7 @@ from sagewheels.match import rank
 from sagewheels.wheelhouse import Made
 
 if TYPE_CHECKING:
+    from sagewheels.remote import Wish
     from sagewheels.store.index import Along
 
 
@@ -186,6 +187,16 @@ def do_build(job: Job, *, force: bool = False, turn: Callable[[Plan], Made | Non
     if turn and (made := turn(plan_)):
         return made
     return compiling.run(job.settings, plan_, force=force, known_bad=wanted.known_bad, archs=wanted.archs)
+
+
+def do_build_elsewhere(job: Job, wish: Wish) -> Made | None:
+    """The same on a rented machine, by way of the store; None in a dry run, and for a job that is left to itself.
+
+    Raises UsageError, StoreError, and what the job ended with.
+    """
+    from sagewheels import following
+
+    return following.build(job, wish)
 
 
 def do_upload(job: Job, made: Made, *, asked: bool = False, named: bool = False, along: Along | None = None) -> bool:
