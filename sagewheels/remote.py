@@ -80,6 +80,7 @@ def order(job: Job, repo: Repo, wish: Wish) -> Order:
     The same settings make the same `build`, whatever the flavor and the time.
     """
     image, settings = _image(job), dict(_settings(job, repo))
+    _demand_compiler(job)
     secrets = {key: value for key, value in settings.items() if redacted(value) != value}
     plain = {key: value for key, value in settings.items() if key not in secrets}
     command = ("bash", "-c", job_script())
@@ -164,6 +165,14 @@ def _stack(job: Job, given: Settings) -> Iterator[tuple[str, str]]:
     else:
         what = f"there is no torch in {job.target.prefix}, and a wheel is for one torch"
         raise UsageError(what, "Run stack first, or set TORCH_VERSION")
+
+
+def _demand_compiler(job: Job) -> None:
+    """The image has no nvcc, and the package index has it for CUDA 13 and newer. Raises UsageError for an older one."""
+    cuda = wanted(job).cuda
+    if cuda and int(cuda.partition(".")[0]) < toolkit.FIRST_MAJOR_ON_INDEX:
+        what = f"a job compiles for CUDA {toolkit.FIRST_MAJOR_ON_INDEX} and newer, and this torch has CUDA {cuda}"
+        raise UsageError(what, "Build on a machine with that toolkit, without --on, or take a torch with CUDA 13")
 
 
 def _manifest(job: Job) -> str:

@@ -300,6 +300,16 @@ def test_a_target_that_jobs_have_no_image_for(here: Machine, job: Run, tag: str,
     )
 
 
+def test_a_torch_whose_compiler_a_job_has_not(job: Run) -> None:
+    run = job()
+    assert run.target.torch
+    run.target = replace(run.target, torch=replace(run.target.torch, version="2.9.0+cu128", cuda="12.8"))
+    assert line_of(lambda: order(run), errors.UsageError) == (
+        "a job compiles for CUDA 13 and newer, and this torch has CUDA 12.8. Build on a machine with that toolkit, "
+        "without --on, or take a torch with CUDA 13."
+    )
+
+
 def test_a_signed_store_takes_no_wheel_of_a_job(job: Run, hub: Hub) -> None:
     hub.create(REPO, {"sage/index.json": b'{"wheels": [], "serial": 1, "signature": "somebody"}'})
     assert line_of(lambda: following.build(job(), wish()), errors.StoreError) == (
@@ -475,6 +485,20 @@ def test_a_log_that_breaks_off_is_resumed(
     said = re.findall(r"^\[job\] line (\d)$", capsys.readouterr().out, re.M)
     assert said == list("123456")
     assert len(jobs_of(hub).readings) >= 4
+
+
+def test_the_last_words_are_heard_though_the_job_is_over(job: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    doing(monkeypatch, "echo nvcc fatal; echo '[job] exit code 5'; exit 5")
+    jobs_of(hub).cuts = [0, 1]
+    real = HubJobs.look
+
+    def late(self: HubJobs, id: str) -> Any:
+        until(lambda: jobs_of(hub).all[id].is_over)
+        return real(self, id)
+
+    monkeypatch.setattr(HubJobs, "look", late)
+    line = line_of(lambda: following.build(job(), wish()), errors.BuildFailed)
+    assert line.startswith(f"job {ID} failed (exit code 5): nvcc fatal. ")
 
 
 def test_a_log_shows_no_token_and_no_escape(
