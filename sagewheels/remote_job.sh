@@ -9,7 +9,9 @@ export -n HF_TOKEN
 tool=$(mktemp -d)
 cd -- "$tool"
 git init -q .
-GIT_TERMINAL_PROMPT=0 git fetch -q --depth 1 -- "$SAGEWHEELS_REPO" "$SAGEWHEELS_REF" </dev/null || {
+# git quotes addresses with their credentials, and others may see the log.
+GIT_TERMINAL_PROMPT=0 git fetch -q --depth 1 -- "$SAGEWHEELS_REPO" "$SAGEWHEELS_REF" </dev/null 2>&1 |
+  sed -E 's,://[^/[:space:]?#]*@,://,g' || {
   printf 'SAGEWHEELS_REF %s cannot be fetched. Check SAGEWHEELS_REPO and SAGEWHEELS_REF.\n' "$SAGEWHEELS_REF"
   exit 2
 }

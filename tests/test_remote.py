@@ -599,7 +599,15 @@ def test_an_interrupt_ends_what_was_begun(here: Machine, job: Run, hub: Hub, tmp
     assert [one.stage for one in jobs.all.values()] == ["RUNNING" if found else "CANCELED"]
 
 
-def test_the_script_of_a_job_says_what_it_cannot_fetch(job: Run, hub: Hub) -> None:
-    line = line_of(lambda: following.build(job(), wish()), errors.UsageError)
+def test_the_script_of_a_job_says_what_it_cannot_fetch(here: Machine, job: Run, hub: Hub, tmp_path: Path) -> None:
+    """And shows no password, which older versions of git quote: others may see the log."""
+    quoting = '#!/bin/sh\n[ "$1" != fetch ] || { echo "fatal: unable to access $6" >&2; exit 128; }\n'
+    wheels.script(tmp_path / "git" / "git", quoting)
+    jobs = jobs_of(hub)
+    jobs.images = {name: {**env, "PATH": f"{tmp_path / 'git'}:{env['PATH']}"} for name, env in jobs.images.items()}
+    environ = {**here.settings.environ, "SAGEWHEELS_REPO": "https://joe:word@127.0.0.1:1/tool.git"}
+    line = line_of(lambda: following.build(job(environ=environ), wish()), errors.UsageError)
     told = "SAGEWHEELS_REF main cannot be fetched. Check SAGEWHEELS_REPO and SAGEWHEELS_REF."
     assert line == f"job {ID} failed (exit code 2): {told} Its log is at {hub.endpoint}/jobs/me/{ID}."
+    assert "fatal: unable to access https://127.0.0.1:1/tool.git" in jobs.all[ID].lines
+    assert "word" not in f"{jobs.all[ID].shown()}"
