@@ -23,7 +23,7 @@ LABEL = "sagewheels-build"
 
 BILLING = "https://huggingface.co/settings/billing"
 _SILENCE = 75.0
-"""Seconds: the Hub sends a sign of life into a log each 30 s."""
+"""Seconds: the Hub sends a sign of life into a log each 30 s, for which Ctrl-C may have to wait (1 time of 500)."""
 
 _OVER = frozenset({"COMPLETED", "CANCELED", "ERROR", "DELETED"})
 _T = TypeVar("_T")
