@@ -162,11 +162,11 @@ def build(
     Compiled anew, though its wheel is there: sagewheels build --arch 12.0 --force
     Compiled elsewhere: HF_TOKEN=... sagewheels build --arch 12.0 --on hf-jobs
     """
-    from sagewheels import remote, steps
+    from sagewheels import elsewhere, steps
 
     # Whoever follows a job for an hour keeps no other run waiting.
     with run.job(c, arch=arch, python=python, manifest=manifest, dry_run=dry_run, locked=not on) as job:
-        wish = remote.asked(on, flavor=flavor, timeout=timeout, namespace=namespace, detach=detach, force=force)
+        wish = elsewhere.asked(on, flavor=flavor, timeout=timeout, namespace=namespace, detach=detach, force=force)
         steps.do_build(job, force=force) if wish is None else steps.do_build_elsewhere(job, wish)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sagewheels import fetch, locks, match, remote, ui
+from sagewheels import elsewhere, fetch, locks, match, ui
+from sagewheels.elsewhere import Wish
 from sagewheels.errors import (
     BuildFailed,
     Interrupted,
@@ -16,7 +17,6 @@ from sagewheels.errors import (
 from sagewheels.job import Job
 from sagewheels.jobwatch import Log, NeverStarted, doing, follow
 from sagewheels.manifest import WheelManifest
-from sagewheels.remote import Wish
 from sagewheels.store.hub import HubStore
 from sagewheels.store.hub_jobs import HubJobs, Order, Seen
 from sagewheels.store.opening import open_store
@@ -38,7 +38,7 @@ def build(job: Job, wish: Wish) -> Made | None:
     """
     jobs, planned = _prepared(job, wish)
     if job.dry_run:
-        remote.explain(job, planned, wish)
+        elsewhere.explain(job, planned, wish)
         return None
     if (fits := _fitting(job)) and not wish.force:
         ui.say("job", f"{job.store.label} has it already, so nothing is built (--force would)")
@@ -77,12 +77,12 @@ def _prepared(job: Job, wish: Wish) -> tuple[HubJobs, Order]:
     if not store.writable:
         raise store.repo.unwritable()
     job.recipe.cubins_for(job.archs)
-    return HubJobs(store.repo, wish.namespace), remote.order(job, store.repo, wish)
+    return HubJobs(store.repo, wish.namespace), elsewhere.order(job, store.repo, wish)
 
 
 def _fitting(job: Job) -> list[WheelManifest]:
     """The wheels of the store that fit this target, best first. Raises StoreError."""
-    return [one.candidate for one in match.rank(job.published, remote.wanted(job)) if one.fits]
+    return [one.candidate for one in match.rank(job.published, elsewhere.wanted(job)) if one.fits]
 
 
 def _bring(job: Job, candidate: WheelManifest) -> Made:
@@ -143,7 +143,7 @@ def _arrived(job: Job, jobs: HubJobs, seen: Seen) -> Made:
         job.look_again()
         if fits := _fitting(job):
             return _bring(job, fits[0])
-    verdicts = match.rank(job.published, remote.wanted(job))
+    verdicts = match.rank(job.published, elsewhere.wanted(job))
     why = f"{verdicts[0].candidate.wheel_file}: {'; '.join(verdicts[0].reasons)}" if verdicts else "it holds none"
     what = f"job {seen.id} ended well, but {job.store.label} has no wheel for this machine: {why}"
     raise NothingCompatible(what, "Check SAGEWHEELS_REPO and SAGEWHEELS_REF, by which the job was built")

@@ -29,7 +29,7 @@ from sagewheels.match import rank
 from sagewheels.wheelhouse import Made
 
 if TYPE_CHECKING:
-    from sagewheels.remote import Wish
+    from sagewheels.elsewhere import Wish
     from sagewheels.store.index import Along
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from sagewheels import errors, following, jobwatch, remote
+from sagewheels import elsewhere, errors, following, jobwatch
+from sagewheels.elsewhere import Wish
 from sagewheels.errors import SageError
 from sagewheels.job import Job
-from sagewheels.remote import Wish
 from sagewheels.resources import ROOT
 from sagewheels.store.hub import HubStore
 from sagewheels.store.hub_jobs import HubJobs
@@ -112,7 +112,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def doing(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Jobs run this instead of a build."""
-    monkeypatch.setattr(remote, "job_script", lambda: script)
+    monkeypatch.setattr(elsewhere, "job_script", lambda: script)
 
 
 def jobs_of(hub: Hub) -> Jobs:
@@ -211,7 +211,7 @@ def test_what_is_ordered(here: Machine, job: Run, hub: Hub) -> None:
 def order(job: Job, **flags: Any) -> Any:
     store = open_store(job.settings)
     assert isinstance(store, HubStore)
-    return remote.order(job, store.repo, wish(**flags))
+    return elsewhere.order(job, store.repo, wish(**flags))
 
 
 @pytest.mark.parametrize(("glibc", "image"), [("2.35", "bullseye"), ("2.36", "bookworm"), ("2.41", "bookworm")])
@@ -231,7 +231,7 @@ def test_without_a_torch_the_pin_decides(shared: Machine, job: Run, tmp_path: Pa
         "stable",
         "cu130",
     )
-    assert (remote.wanted(pinned).torch, remote.wanted(pinned).cuda) == ("2.11.0", "13.0")
+    assert (elsewhere.wanted(pinned).torch, elsewhere.wanted(pinned).cuda) == ("2.11.0", "13.0")
     line = line_of(lambda: order(job(python_bin=bare)), errors.UsageError)
     what = f"there is no torch in {tmp_path / 'bare'}, and a wheel is for one torch"
     assert line == f"{what}. Run stack first, or set TORCH_VERSION."
@@ -340,7 +340,7 @@ def test_a_token_that_may_not_write_pays_for_nothing(job: Run, hub: Hub) -> None
     ],
 )
 def test_flags_that_cannot_be_meant(flags: dict[str, Any], line: str) -> None:
-    assert line_of(lambda: remote.asked(**flags), errors.UsageError) == line
+    assert line_of(lambda: elsewhere.asked(**flags), errors.UsageError) == line
 
 
 # How the Hub refuses
