@@ -21,6 +21,7 @@ _HELP = {
     "python": "the interpreter to install into (PYTHON_BIN; default: the active environment, else python3)",
     "store": "hf://datasets/owner/name@branch/folder, or a directory (SAGE_STORE; default: HF_REPO_ID)",
     "manifest": "build manifest: a name in manifests/ or the path of a .toml (SAGE_MANIFEST)",
+    "json": "one JSON object on stdout, when it ends (manifests/report.schema.json); what people read goes to stderr",
     "dry_run": "print the plan with the reason for each step, change nothing",
     "wheel": "a wheel of the wheelhouse (default: the best fit there)",
     "force": "compile even when the wheelhouse has this build key",
@@ -36,13 +37,14 @@ def _flags(*names: str) -> dict[str, str]:
     return {name: _HELP[name] for name in names}
 
 
-@task(default=True, help=_flags("arch", "python", "store", "manifest", "dry_run", "rebuild", "no_wait"))
+@task(default=True, help=_flags("arch", "python", "store", "manifest", "json", "dry_run", "rebuild", "no_wait"))
 def auto(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    json: bool = False,
     dry_run: bool = False,
     rebuild: bool = False,
     no_wait: bool = False,
@@ -52,18 +54,21 @@ def auto(
     Example: sagewheels auto --python ~/ComfyUI/venv/bin/python
     """
     from sagewheels import auto as graph
+    from sagewheels import closing
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    told = run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json)
+    with told as job, closing.panel(job):
         graph.auto(job, rebuild=rebuild, no_wait=no_wait)
 
 
-@task(help=_flags("arch", "python", "store", "manifest", "dry_run"))
+@task(help=_flags("arch", "python", "store", "manifest", "json", "dry_run"))
 def install(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    json: bool = False,
     dry_run: bool = False,
 ) -> None:
     """The same without a compiler: stack, fetch, verify, smoke; exit 3 when the store has nothing.
@@ -71,8 +76,10 @@ def install(
     Example: sagewheels install --store /mnt/usb/wheels
     """
     from sagewheels import auto as graph
+    from sagewheels import closing
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    told = run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json)
+    with told as job, closing.panel(job):
         graph.install(job)
 
 
@@ -95,13 +102,14 @@ def stack(
         steps.do_stack(job)
 
 
-@task(help=_flags("arch", "python", "store", "manifest", "dry_run"))
+@task(help=_flags("arch", "python", "store", "manifest", "json", "dry_run"))
 def fetch(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    json: bool = False,
     dry_run: bool = False,
 ) -> None:
     """2. The best wheel of your store into the wheelhouse, or why none fits (exit 3).
@@ -110,7 +118,7 @@ def fetch(
     """
     from sagewheels import steps
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json) as job:
         steps.do_fetch(job)
 
 
@@ -201,6 +209,80 @@ def matrix(
         many.matrix(job, python, torch, as_json=json)
 
 
+_FLEET = {
+    "hosts": "a file (- is stdin), on each line user@host:port or a name of ~/.ssh/config, and KEY=value ...",
+    "task": "what to run there, with its flags: install, doctor, 'smoke --full' ...",
+    "parallel": "hosts at once (default: all, up to 8)",
+    "retry": "more tries for a host that could not be reached or ended with exit 7",
+    "timeout": "minutes for each try on a host, after which it is told to stop",
+    "failed": "only the hosts on which the last run failed (LOG_DIR/fleet)",
+    "accept_new": "take host keys that are not known yet, as ssh's StrictHostKeyChecking=accept-new",
+    "ssh_config": "in the place of ~/.ssh/config",
+    "json": "one JSON object on stdout, and nothing else",
+}
+
+
+@task(auto_shortflags=False, help={**_FLEET, **_flags("arch", "store", "manifest", "dry_run")})
+def fleet(
+    c: Context,
+    hosts: str = "",
+    task: str = "auto",
+    parallel: str = "",
+    retry: str = "1",
+    timeout: str = "120",
+    failed: bool = False,
+    accept_new: bool = False,
+    ssh_config: str = "",
+    arch: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    json: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """The same on many machines over SSH, bare ones too: a log for each, the exit code of the first that failed.
+
+    Example: sagewheels fleet --hosts hosts.txt
+    Again where it failed: sagewheels fleet --hosts hosts.txt --failed
+    """
+    from sagewheels import fleet as many
+
+    flags = {"parallel": parallel, "retry": retry, "timeout": timeout, "ssh_config": ssh_config}
+    with run.job(c, arch=arch, store=store, manifest=manifest, dry_run=dry_run, locked=False, as_json=json) as job:
+        tasks = namespace.task_names
+        many.fleet(job, hosts, task=task, tasks=tasks, failed=failed, accept_new=accept_new, **flags)
+
+
+_GENERATE = {
+    "kind": "sky: a task of SkyPilot; actions: a workflow of GitHub Actions that builds what the store lacks",
+    "out": "the file to write (default: print it)",
+    "python": "actions: Pythons, such as 3.10,3.12",
+    "torch": "actions: torch releases, such as 2.11,2.15",
+}
+
+
+@task(positional=["kind"], help={**_GENERATE, **_flags("arch", "store", "manifest", "dry_run")})
+def generate(
+    c: Context,
+    kind: str,
+    out: str = "",
+    python: str = "3.12",
+    torch: str = "2.11",
+    arch: str | None = None,
+    store: str | None = None,
+    manifest: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """sky.yaml for SkyPilot, or a workflow for GitHub Actions, from your settings; no secret is in them.
+
+    Example: sagewheels generate sky --arch 12.0 --out sky.yaml
+    For GitHub: sagewheels generate actions --python 3.10,3.12 --torch 2.11 --arch 8.9,12.0 --out wheels.yml
+    """
+    from sagewheels import generate as maker
+
+    with run.job(c, arch=arch, store=store, manifest=manifest, dry_run=dry_run, locked=False) as job:
+        maker.generate(job, kind, pythons=python, torches=torch, out=out)
+
+
 @task(aliases=["publish"], help=_flags("arch", "python", "store", "manifest", "wheel", "dry_run"))
 def upload(
     c: Context,
@@ -221,13 +303,14 @@ def upload(
         steps.do_upload(job, steps.choose(job, wheel), asked=True, named=bool(wheel))
 
 
-@task(help=_flags("python", "store", "manifest", "full", "dry_run"))
+@task(help=_flags("python", "store", "manifest", "full", "json", "dry_run"))
 def smoke(
     c: Context,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
     full: bool = False,
+    json: bool = False,
     dry_run: bool = False,
 ) -> None:
     """4. Run the installed kernels on every GPU against a reference; put the machine back if they are wrong (exit 6).
@@ -236,7 +319,7 @@ def smoke(
     """
     from sagewheels import proving
 
-    with run.job(c, python=python, store=store, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json) as job:
         proving.do_smoke(job, long=full)
 
 
@@ -264,13 +347,14 @@ def init_hf(c: Context, store: str | None = None, sign: bool = False, dry_run: b
         steps.do_init(job, sign=sign)
 
 
-@task(name="list", help=_flags("arch", "python", "store", "manifest"))
+@task(name="list", help=_flags("arch", "python", "store", "manifest", "json"))
 def list_(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    json: bool = False,
 ) -> None:
     """What your store holds, and for each wheel whether it fits this machine or why not.
 
@@ -278,26 +362,36 @@ def list_(
     """
     from sagewheels import listing
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, locked=False) as job:
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, as_json=json, locked=False) as job:
         listing.show(job)
 
 
-@task(help=_flags("arch", "python", "store", "manifest"))
+_LOG = {"log": "explain this log instead: of a build, of ComfyUI, a traceback; - reads what is piped in"}
+
+
+@task(help={**_LOG, **_flags("arch", "python", "store", "manifest", "json")})
 def doctor(
     c: Context,
+    log: str = "",
     arch: str | None = None,
     python: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
+    json: bool = False,
 ) -> None:
     """One screen of checks, each with its remedy; exit 2 when one of them would stop auto.
 
     Example: sagewheels doctor
+    What a log shows, why, and what to do: sagewheels doctor --log ~/ComfyUI/user/comfyui.log
     """
+    from sagewheels import diagnosis
     from sagewheels import doctor as checks
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, locked=False) as job:
-        checks.show(job)
+    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, as_json=json, locked=False) as job:
+        if log:
+            diagnosis.show(job, log)
+        else:
+            checks.show(job)
 
 
 @task
@@ -364,6 +458,8 @@ namespace = Collection(
     verify,
     build,
     matrix,
+    fleet,
+    generate,
     upload,
     smoke,
     rollback,

@@ -6,7 +6,7 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from sagewheels.cli import main
+        from sagewheels.start import main
 
         main()
     except KeyboardInterrupt:  # before any task has begun, while the modules are loaded

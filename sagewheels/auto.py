@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from sagewheels import installed, proofs, proving, stack, steps, ui
+from sagewheels import facts, installed, noting, proofs, proving, stack, steplines, steps, ui
 from sagewheels.errors import NothingCompatible, SageError, StoreError, Untrusted, UsageError
 from sagewheels.files import arriving
 from sagewheels.job import Job
@@ -33,23 +33,57 @@ def auto(job: Job, *, rebuild: bool = False, no_wait: bool = False) -> None:
     started = time.monotonic()
     # Before gigabytes of torch are installed for an arch that nothing can be built for.
     job.recipe.cubins_for(job.archs)
+    _say_plan(job, _way(job, rebuild))
     if not rebuild:
         _demand_trust(job)
     steps.do_stack(job, believing=not rebuild)
     found = None if rebuild else _of_store(job)
     kept = None if found or rebuild else _in_wheelhouse(job)
     if ready := found or kept:
-        trouble = _publish_late(job, kept) if kept else None
+        trouble, origin = _publish_late(job, kept) if kept else None, facts.WHEELHOUSE if kept else _origin(job)
     else:
-        ready, trouble = _build(job, rebuild=rebuild, no_wait=no_wait)
+        ready, trouble, origin = _build(job, rebuild=rebuild, no_wait=no_wait)
     if not trouble:
         _unpublished(job).unlink(missing_ok=True)
-    steps.do_verify(job, ready)
-    proving.do_smoke(job)
+    _put_to_use(job, ready, origin)
     if trouble:
         remedy = f"{trouble.remedy}. Then upload publishes the wheel"
         raise type(trouble)(f"the machine is ready, but {trouble.what}", remedy)
-    ui.say("auto", f"done in {ui.duration(time.monotonic() - started)}: {ready[0].name} in {job.target.prefix}")
+    noting.note(job, "auto", _standing)
+    ui.note("auto", f"done in {ui.duration(time.monotonic() - started)}: {ready[0].name} in {job.target.prefix}")
+
+
+def _put_to_use(job: Job, ready: Made, origin: str) -> None:
+    """The wheel is verified, installed and smoked, and what was found is in the job's report."""
+    facts.chosen(job, ready, origin)
+    steps.do_verify(job, ready)
+    job.report["next"] = list(job.recipe.next)
+    job.report["changed"] = True
+    proving.do_smoke(job)
+
+
+def _origin(job: Job) -> str:
+    return facts.ADDRESS if job.settings.wheel_url else facts.STORE
+
+
+def _say_plan(job: Job, wheel: str) -> None:
+    """On a terminal: which steps come, and why, in a line; elsewhere each step speaks for itself."""
+    if not ui.is_live():
+        return
+    wrong, torch = stack.faults(job.target, job.need, job.settings), job.target.torch
+    kept = f"keep torch {torch.version}" if torch and not wrong else f"install a stack ({'; '.join(wrong)})"
+    archs, gpus = ", ".join(map(str, job.archs)), ", ".join(gpu.name for gpu in job.host.gpus)
+    what = f"{job.recipe.name} {job.recipe.version} for arch {archs} into {job.target.prefix}"
+    steplines.plan(what, f"{kept}; {wheel}; verify, install and smoke it on {gpus or 'no GPU: load only'}")
+
+
+def _way(job: Job, rebuild: bool) -> str:
+    """Where the wheel will come from, in words."""
+    if rebuild:
+        return "compile a wheel, as --rebuild asks, and publish it"
+    if job.settings.wheel_url:
+        return "fetch the wheel of WHEEL_URL"
+    return f"fetch a wheel from {job.store.label}, compile and publish one if none fits"
 
 
 _REST = "then the wheel is verified, installed and smoked; nothing was changed"
@@ -79,6 +113,8 @@ def install(job: Job) -> None:
         return
     job.trust.demand_usable()
     _demand_trust(job)
+    if not job.dry_run:
+        _say_plan(job, f"fetch a wheel from {'WHEEL_URL' if job.settings.wheel_url else job.store.label}")
     steps.do_stack(job)
     if job.dry_run and stack.faults(job.target, job.need, job.settings):
         ui.say("plan", "then, with that stack, the store is asked; nothing was changed")
@@ -87,27 +123,35 @@ def install(job: Job) -> None:
     if made is None:
         ui.say("plan", _REST)
         return
-    steps.do_verify(job, made)
-    proving.do_smoke(job)
-    ui.say("install", f"done: {made[0].name} in {job.target.prefix}")
+    _put_to_use(job, made, _origin(job))
+    ui.note("install", f"done: {made[0].name} in {job.target.prefix}")
 
 
 def in_place(job: Job, topic: str = "auto") -> bool:
     """Whether what is installed is the wheel that passed smoke here, under the very same circumstances."""
+    words = _standing(job)
+    if words:
+        noting.note(job, topic, _standing)
+        facts.in_place(job, installed.read_state(job.settings, job.target, job.recipe))
+        ui.say(topic, words)
+    return bool(words)
+
+
+def _standing(job: Job) -> str:
+    """What is said where there is nothing to do; empty where there is something."""
     state = installed.read_state(job.settings, job.target, job.recipe)
     if job.settings.wheel_url and not _is_of_url(state, job.settings.wheel_url):
-        return False
+        return ""
     if not state.get("passed") or state["passed"] != proofs.circumstances(job):
-        return False
-    if installed.is_cut_off(job.target, job.recipe, state):
-        return False
+        return ""
+    if installed.is_cut_off(job.target, job.recipe, state) or stack.pending_path(job.settings, job.target).exists():
+        return ""
     untouched = installed.is_in_place(job.target, job.recipe, state, str(state.get("sha256")))
     if not untouched or stack.faults(job.target, job.need, job.settings):
-        return False
+        return ""
     if stack.missing(job.target, job.recipe.needs):
-        return False
-    ui.say(topic, f"nothing to do: {state['wheel']} is in {job.target.prefix}, {state.get('words')}")
-    return True
+        return ""
+    return f"nothing to do: {state['wheel']} is in {job.target.prefix}, {state.get('words')}"
 
 
 def _is_of_url(state: dict[str, Any], url: str) -> bool:
@@ -138,7 +182,7 @@ def _of_store(job: Job) -> Made | None:
     try:
         return steps.do_fetch(job)
     except NothingCompatible as error:
-        ui.say("auto", error.what)
+        ui.note("auto", error.what)
     except StoreError as error:
         ui.warn("auto", f"the store was not reached: {error}")
     return None
@@ -171,8 +215,8 @@ def _announce(job: Job, *, shared: bool) -> None:
         ui.warn("auto", f"the store was not reached: {error}")
 
 
-def _build(job: Job, *, rebuild: bool, no_wait: bool) -> tuple[Made, SageError | None]:
-    """A wheel that was compiled here and published, or by another machine and fetched; and what kept it here, if so."""
+def _build(job: Job, *, rebuild: bool, no_wait: bool) -> tuple[Made, SageError | None, str]:
+    """A wheel that was compiled and published here, or fetched from who compiled it; what kept it here; its origin."""
     from sagewheels import claim
 
     with arriving(_unpublished(job)):
@@ -181,7 +225,9 @@ def _build(job: Job, *, rebuild: bool, no_wait: bool) -> tuple[Made, SageError |
         with claim.Turn(job, shared=_is_shared(job, rebuild, no_wait)) as turn:
             built = steps.do_build(job, force=rebuild, turn=turn)
             assert built is not None
-            return built, None if turn.fetched else _publish(job, built, turn)
+            if turn.fetched:
+                return built, None, facts.STORE
+            return built, _publish(job, built, turn), facts.BUILT
     except SageError:
         _unpublished(job).unlink(missing_ok=True)
         raise
@@ -200,7 +246,9 @@ def _publish_late(job: Job, kept: Made) -> SageError | None:
 def _publish(job: Job, built: Made, turn: Turn) -> SageError | None:
     """Uploads before anything else can go wrong; what goes wrong here must not cost the compile."""
     try:
-        steps.do_upload(job, built, along=turn.along())
+        job.report["published"] = None
+        if steps.do_upload(job, built, along=turn.along()):
+            job.report["published"] = job.store.label
         turn.published()
     except (StoreError, Untrusted, UsageError) as error:
         ui.warn("auto", str(error))

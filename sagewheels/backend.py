@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from sagewheels import arch, buildplan, proc, remotecache, toolkit, ui
+from sagewheels import arch, buildplan, diagnosis, proc, remotecache, toolkit, ui
 from sagewheels.buildplan import Plan
 from sagewheels.compilers import Compilers, Counted, Tools
 from sagewheels.config import Settings
@@ -57,14 +57,18 @@ def run(settings: Settings, plan: Plan, tree: Checkout, key: str, out: Path, log
         env = {**environment(settings, plan, tree, key, out), **own}
         with proc.stream(argv, log=stream, env=env, cwd=tree.folder) as process:
             while process.poll() is None:
-                shown.update(_standing(serving.counted(), plan.units))
+                counted = serving.counted()
+                seconds_left = serving.compiles(plan.units).left(plan.jobs.at_once)
+                share = counted.done / max(plan.units, counted.known, 1)
+                shown.update(_standing(counted, plan.units), share=share, seconds_left=seconds_left)
                 proc.wait(process, 1.0)
     counted = serving.counted()
     if serving.problem:
         raise serving.problem
     if process.returncode:
         what = f"the compile failed ({proc.ending(process.returncode)}): {matters(log)}"
-        raise BuildFailed(what, f"The whole log is {log}; what was installed is untouched")
+        known = diagnosis.of_file(log, "build")
+        raise BuildFailed(what, f"{known and known + '. '}The whole log is {log}; what was installed is untouched")
     if counted.reused:
         ui.say("build", f"{counted.reused} of {counted.done} objects were compiled before")
 
@@ -166,9 +170,9 @@ def _appetite(plan: Plan, source: str) -> Appetite:
 
 def _standing(counted: Counted, expected: int) -> str:
     """`3/15 units, fused.cu, pybind.cpp and 2 more`."""
-    names = counted.running
+    names, rest = counted.running, "linking" if counted.done else "preparing"
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return f"{counted.done}/{max(expected, counted.known)} units, {', '.join(names[:2]) or 'preparing'}{more}"
+    return f"{counted.done}/{max(expected, counted.known)} units, {', '.join(names[:2]) or rest}{more}"
 
 
 def matters(log: Path) -> str:

@@ -119,6 +119,12 @@ def is_proven(candidate: WheelManifest, marks: Marks) -> bool:
     return "" not in marked and any(proof.arch not in marked for proof in candidate.proofs)
 
 
+def is_offered(candidate: WheelManifest, marks: Marks) -> bool:
+    """Whether an arch is left on which nothing stands against it."""
+    marked = {mark.arch for mark in standing(candidate, marks)}
+    return not marked or ("" not in marked and not {str(one.plain) for one in candidate.archs} <= marked)
+
+
 def added(listed: Sequence[Any], mark: Mark) -> list[Any]:
     """The list of JSON objects with this mark, once for each wheel and arch; what cannot be read stays as it is."""
     kept, raw = list[Any](), dict(mark.raw)

@@ -15,6 +15,7 @@ from sagewheels import (
     bad,
     buildplan,
     describe,
+    diagnosis,
     manylinux,
     ours,
     source,
@@ -66,7 +67,9 @@ def run(
     backend.run(settings, plan, tree, key, out, log)
     made = sorted(out.glob("*.whl"))
     if len(made) != 1:
-        raise BuildFailed(f"the build ended without a wheel: {backend.matters(log)}", f"See {log}")
+        known = diagnosis.of_file(log, "build")
+        what = f"the build ended without a wheel: {backend.matters(log)}"
+        raise BuildFailed(what, f"{known and known + '. '}See {log}")
     found = wheel.inspect(manylinux.sealed(made[0], plan.target, tree.epoch), plan.recipe.package)
     _as_planned(plan, found)
     manifest = describe.describe(settings, plan, tree, key, found)

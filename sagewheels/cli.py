@@ -33,7 +33,9 @@ def main() -> None:
     except UsageError as error:
         print(error, file=sys.stderr)
         sys.exit(error.code)
-    _Program(version=__version__, namespace=namespace, name="sagewheels", binary="sagewheels").run(sys.argv)
+    # However it was started, also by `python -m`: Invoke names itself, and what completes it, by the first word.
+    program = _Program(version=__version__, namespace=namespace, name="sagewheels", binary="sagewheels")
+    program.run(["sagewheels", *sys.argv[1:]])
 
 
 def _tasks() -> ModuleType:

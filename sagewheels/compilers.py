@@ -22,6 +22,7 @@ from typing import Any
 
 from sagewheels import launcher, proc, ui, units
 from sagewheels.errors import BuildFailed
+from sagewheels.estimate import Compiles
 from sagewheels.objects import Objects
 from sagewheels.schedule import Appetite, Closed, Pool
 from sagewheels.switchboard import Inbox, Server
@@ -77,6 +78,7 @@ class Compilers:
         self._links, self._made = folder / "links", folder / "links" / "made"
         self._lock = threading.Lock()
         self._done = self._known = self._reused = 0
+        self._weight = self._seconds = 0.0
         self._is_failed = threading.Event()
         self.problem: BaseException | None = None
         """What went wrong here, and not in a compiler."""
@@ -109,6 +111,17 @@ class Compilers:
     def counted(self) -> Counted:
         """How far the build is."""
         return Counted(done=self._done, known=self._known, reused=self._reused, running=tuple(self._pool.running()))
+
+    def compiles(self, expected: int) -> Compiles:
+        """What has been compiled here, what runs and what waits, `expected` units in all; the cache's count as done."""
+        running, waiting = self._pool.load()
+        with self._lock:
+            asked, weight, seconds = self._known, self._weight, self._seconds
+        seen = [*(weight for weight, _ in running), *waiting]
+        usual = sum(seen) / len(seen) if seen else 0.0
+        # Those for which the source's own build has not asked yet are as heavy as the others.
+        waiting += [usual] * max(0, expected - asked)
+        return Compiles(weight=weight, seconds=seconds, running=running, waiting=waiting)
 
     def _stand_in(self, compiler: str, name: str, address: Path) -> Path:
         """A program that runs the launcher: the shell is the one interpreter whose path fits into a first line."""
@@ -195,6 +208,9 @@ class Compilers:
             seconds, memory = float(result["seconds"]), int(result["memory"])
             self._objects.keep(key, unit.name, place, units.dependencies(listed), seconds=seconds, memory=memory)
             self._count()
+            with self._lock:
+                self._weight += self._appetite(unit.source.partition("/")[2]).seconds
+                self._seconds += seconds
         return int(result["code"]), str(result["text"])
 
     def _try(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from dotenv.parser import parse_stream
 
-from sagewheels import ui
+from sagewheels import quick, ui
 from sagewheels.errors import UsageError
 from sagewheels.resources import ROOT
 
-SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"})
+SECRETS = quick.SECRETS
 """Never handed to a child process, never printed."""
 
 FLAGS = {"arch": "TORCH_CUDA_ARCH_LIST", "python": "PYTHON_BIN", "store": "SAGE_STORE", "manifest": "SAGE_MANIFEST"}
@@ -135,9 +135,29 @@ def load(
     return Settings(**values, environ={k: v for k, v in environ.items() if k not in SECRETS})  # type: ignore[arg-type]
 
 
+def is_path(key: str) -> bool:
+    """Whether the setting names a file or a folder, which other machines may not have."""
+    return key in _PATHS or isinstance(KEYS[key].default, Path)
+
+
+def check(known: Mapping[str, tuple[str, str]]) -> None:
+    """Nothing for values that can be meant, each with where it was set, of another machine: its paths are not read.
+
+    Raises UsageError, as `load` does.
+    """
+    for key, (value, where) in known.items():
+        _text(key, value, where)
+    dict(_checked({key: pair for key, pair in known.items() if not is_path(key)}, Path()))
+
+
 def exports_secrets() -> bool:
     """Whether a secret is in the environment, whatever `.env` says."""
     return any(os.environ.get(key) for key in SECRETS)
+
+
+def is_plain_terminal() -> bool:
+    """Whether the terminal cannot draw a line again, or what is written goes into the log of a CI service."""
+    return os.environ.get("TERM", "") in ("dumb", "unknown") or bool(os.environ.get("CI"))
 
 
 def exposed(cwd: Path | None = None) -> list[tuple[str, str]]:

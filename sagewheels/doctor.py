@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, replace
 
-from sagewheels import config, preflight, stack, target, ui
+from sagewheels import checks_toolkit, config, preflight, stack, target, ui
+from sagewheels.checks import Check, Standing
+from sagewheels.checks_installed import package, packages, triton_cache
 from sagewheels.errors import SageError, StoreError, UsageError
 from sagewheels.job import Job
 
-Standing = Literal["ok", "note", "bad"]
 _DISK = 8_000_000_000
 """torch with its libraries takes 4.5 GB, toolkit and build 1 GB."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One line of the screen; `remedy` is empty when nothing has to be done."""
-
-    what: str
-    standing: Standing
-    found: str
-    remedy: str = ""
 
 
 def show(job: Job) -> None:
     """Prints the screen. Raises UsageError when a check is bad."""
     checks = [check for group in _GROUPS for check in _guarded(group, job)]
+    job.report["checks"] = [asdict(check) for check in checks]
     rows = [(check.standing, check.what, check.found, check.remedy) for check in checks]
     ui.table("doctor", ("", "check", "found", "remedy"), rows)
     bad = [check.what for check in checks if check.standing == "bad"]
@@ -105,8 +96,6 @@ def _interpreter(job: Job) -> Iterator[Check]:
     words = "; ".join(wrong) or f"{torch}, triton {found.versions.get('triton')}"
     remedy = "the task stack installs one that fits" if wrong else ""
     yield Check(what="stack", standing="note" if wrong else "ok", found=words, remedy=remedy)
-    have = found.versions.get(job.recipe.name)
-    yield Check(what=job.recipe.name, standing="ok", found=f"{have} is installed" if have else "not installed yet")
 
 
 def _compiler(job: Job) -> Iterator[Check]:
@@ -114,9 +103,7 @@ def _compiler(job: Job) -> Iterator[Check]:
     if job.target.torch is None or not job.target.torch.cuda:
         for item in preflight.without_torch(job.settings, job.recipe, archs, job.target):
             yield _check(item, "note")
-        yield Check(
-            what="toolkit", standing="note", found="cannot be tried without a CUDA torch", remedy="Run stack first"
-        )
+        yield checks_toolkit.ahead(job, archs)
         return
     looked = preflight.look(job.settings, job.recipe, archs, job.target, installs=False)
     for item in looked.findings:
@@ -147,4 +134,6 @@ def _store(job: Job) -> Iterator[Check]:
         yield Check(what="rights", standing="ok", found=job.store.rights())
 
 
-_GROUPS = (_settings, _machine, _interpreter, _compiler, _signatures, _store)
+_GROUPS = (_settings, _machine, _interpreter, package, packages, triton_cache, _compiler, _signatures, _store)
+NAMES = ("archs", "memory", "Python.h", "stack", "import", "packages", "Triton cache", "host compiler", "toolkit")
+"""The checks that symptoms.toml names, each the one that finds the cause before it bites."""

@@ -87,6 +87,22 @@ class StoreError(SageError):
     exit_code = 7
 
 
+class Unreachable(StoreError):
+    """A machine of a fleet cannot be reached, or the connection was lost; `passing`: another try may help."""
+
+    def __init__(self, what: str, remedy: str = "", *, passing: bool = True) -> None:
+        super().__init__(what, remedy)
+        self.passing = passing
+
+
+class HostsFailed(SageError):
+    """Some machines of a fleet failed; the exit code is that of the first of them."""
+
+    def __init__(self, what: str, remedy: str, *, code: int = 1) -> None:
+        self.exit_code = code
+        super().__init__(what, remedy)
+
+
 class Interrupted(SageError):
     """Ctrl-C, or a signal that asks to stop."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from sagewheels import bad, match, ui, verify, web, wheelhouse
+from sagewheels import bad, facts, match, ui, verify, web, wheelhouse
 from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
+from sagewheels.estimate import Rate
 from sagewheels.files import arriving
 from sagewheels.job import Job
 from sagewheels.manifest import WheelManifest, loads, parse
@@ -31,6 +33,7 @@ def fetch(job: Job) -> Made:
     if job.settings.wheel_url:
         return from_url(job, job.settings.wheel_url)
     verdicts = job.verdicts()
+    facts.judged(job, verdicts)
     fits = [verdict.candidate for verdict in verdicts if verdict.fits][:_MOST_TRIES]
     if not fits:
         explain(job, verdicts)
@@ -77,6 +80,7 @@ def bring(job: Job, candidate: WheelManifest) -> Path:
         try:
             verify.bytes_as_promised(place, candidate)
             wheelhouse.write_manifest(job.settings, _with_own_proofs(job, candidate))
+            facts.taken(job, place, candidate)
             ui.say("fetch", f"{place.name} is in the wheelhouse already")
             return place
         except Refused as error:
@@ -106,6 +110,7 @@ def _download(job: Job, candidate: WheelManifest, get: Callable[[Path, Callable[
                     raise
                 ui.say("fetch", f"fetching again: {error.what}")
     wheelhouse.write_manifest(job.settings, candidate)
+    facts.taken(job, place, candidate)
     promised = f"sha256 {candidate.wheel_sha256[:12]} as promised" if candidate.wheel_sha256 else "no sha256 to check"
     ui.say("fetch", f"{place.name}, {ui.size(place.stat().st_size)}, {promised}")
     return place
@@ -113,6 +118,7 @@ def _download(job: Job, candidate: WheelManifest, get: Callable[[Path, Callable[
 
 def _get(get: Callable[[Path, Callable[[int, int], None]], None], part: Path, candidate: WheelManifest) -> None:
     """Writes what comes to `part`. Raises Refused when that is not what was promised, StoreError when nothing comes."""
+    rate = Rate()
     with ui.progress("fetch", every=5) as shown:
 
         def progress(done: int, total: int) -> None:
@@ -120,7 +126,10 @@ def _get(get: Callable[[Path, Callable[[int, int], None]], None], part: Path, ca
             if candidate.size is not None and done > candidate.size:
                 what = f"{candidate.wheel_file} has more than the {candidate.size} bytes of its manifest"
                 raise Refused(what, "Fetch it again")
-            shown.update(f"{ui.size(done)} of {ui.size(total)}")
+            rate.add(time.monotonic(), done)
+            fast = f", {ui.size(round(rate.per_second))}/s" if rate.per_second else ""
+            of, share = (f" of {ui.size(total)}", done / total) if total else ("", None)
+            shown.update(f"{ui.size(done)}{of}{fast}", share=share, seconds_left=rate.left(total))
 
         get(part, progress)
     verify.bytes_as_promised(part, candidate)

@@ -44,11 +44,28 @@ def pip(
         ui.say(verb, f"{target.python} is externally managed: using --break-system-packages")
     uv = uv_program(settings)
     if uv:
-        argv: list[str | Path] = [uv, "pip", verb, "--quiet", "--python", target.python, *allowed, *arguments]
+        argv: list[str | Path] = [uv, "pip", verb, "--python", target.python, *allowed, *arguments]
     else:
         yes = ["--yes"] if verb == "uninstall" else ["--quiet", "--disable-pip-version-check"]
         argv = [target.python, "-m", "pip", verb, *yes, *allowed, *arguments]
-    return proc.run(argv, env=environment(settings), error=error, writes=True)
+    return _run(settings, argv, verb, target.site, error)
+
+
+def _run(
+    settings: Settings, argv: Sequence[str | Path], topic: str, folder: Path, error: type[SageError]
+) -> proc.Result:
+    """Runs an installer to its end and shows what comes, as far as it says that: uv does, a quiet pip does not."""
+    from sagewheels.arrivals import Arrivals
+
+    arrivals = Arrivals()
+    with ui.progress(topic) as shown:
+        return proc.run(
+            argv,
+            env=environment(settings),
+            error=error,
+            writes=folder,
+            heard=lambda line: shown.update(arrivals.hear(line)),
+        )
 
 
 def install_wheel(settings: Settings, target: Target, wheel: Path, *, name: str) -> None:
@@ -81,10 +98,14 @@ def into_folder(
     """
     uv = uv_program(settings)
     if uv:
-        argv: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", target.python, "--target", folder]
+        argv: list[str | Path] = [uv, "pip", "install", "--python", target.python, "--target", folder]
     else:
         argv = [target.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder]
-    proc.run([*argv, *requirements], env=environment(settings), timeout=timeout, error=SageError, writes=True)
+    argv = [*argv, *requirements]
+    if timeout is None:
+        _run(settings, argv, "install", folder, SageError)
+    else:  # small things, which are not worth a word
+        proc.run(argv, env=environment(settings), timeout=timeout, error=SageError, writes=folder)
 
 
 def environment(settings: Settings) -> Mapping[str, str]:

@@ -89,11 +89,15 @@ class Job:
         return host.probe(self.settings.environ)
 
     @property
+    def packages(self) -> list[str]:
+        """The distributions that the target is asked for besides the stack."""
+        return [self.recipe.name, *stack.names(self.recipe.needs), "cuda-toolkit", *BUILD_TOOLS]
+
+    @property
     def target(self) -> Target:
         """The interpreter that is installed into."""
         if self._target is None:
-            names = [self.recipe.name, *stack.names(self.recipe.needs), "cuda-toolkit", *BUILD_TOOLS]
-            self._target = target.probe(self.settings, *names)
+            self._target = target.probe(self.settings, *self.packages)
         return self._target
 
     @target.setter

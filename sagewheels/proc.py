@@ -6,9 +6,9 @@ import errno
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,6 +22,7 @@ _REMEDIES = {
     "c++": "Install a C++ compiler (apt-get install g++)",
     "g++": "Install a C++ compiler (apt-get install g++)",
     "uv": "Install uv (pip install uv)",
+    "ssh": "Install it (apt-get install openssh-client)",
     "ssh-keygen": "Install it (apt-get install openssh-client)",
 }
 
@@ -74,11 +75,15 @@ def run(
     timeout: float | None = None,
     error: type[SageError] | None = None,
     input: str | None = None,
-    writes: bool = False,
+    writes: Path | None = None,
+    heard: Callable[[str], None] | None = None,
 ) -> Result:
     """Runs `argv` to its end and returns what it printed; `input` is what it reads from stdin, which is else empty.
 
-    `writes`: it changes what our locks guard, so it holds them too, and the next run waits should it outlive this one.
+    `heard` gets each line of stderr at once, from another thread; such a program has no `timeout` and reads nothing.
+
+    `writes`: the folder that it changes, which our locks guard, so it holds them too, and the next run waits should it
+    outlive this one.
 
     Raises UsageError when the program is missing, and `error`, if given, when it fails or outlasts `timeout` seconds;
     UsageError too where it says that the disk is full.
@@ -89,7 +94,7 @@ def run(
     pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with _session(args, env=env, cwd=cwd, held=held, **pipes) as process:
         try:
-            out, err = process.communicate(input, timeout=timeout)
+            out, err = _listened(process, heard) if heard else process.communicate(input, timeout=timeout)
             result = Result(args, process.returncode, out, err)
         except subprocess.TimeoutExpired:
             worked = _processor_time(process.pid)
@@ -98,12 +103,35 @@ def run(
             result = Result(args, -signal.SIGKILL, "", f"did not end within {timeout:.3g} s", worked)
     if error and result.code and _NO_ROOM in result.err + result.out:
         line = next(line.strip() for line in (result.err + result.out).splitlines() if _NO_ROOM in line)
+        # Of several files that uv writes at once, the one that it stops at is not always named.
+        where = f" below {writes}" if writes else ""
         raise UsageError(
-            f"{Path(args[0]).name} {_verb(args)}failed: the disk is full: {line}", "Free some space and try again"
+            f"{Path(args[0]).name} {_verb(args)}failed: the disk is full{where}: {line}",
+            "Free some space and try again",
         )
     if error and result.code:
         raise error(f"{Path(args[0]).name} {_verb(args)}failed ({ending(result.code)}): {result.last_line}")
     return result
+
+
+def _listened(process: subprocess.Popen[str], heard: Callable[[str], None]) -> tuple[str, str]:
+    """What the program says until it ends: stdout and stderr, the latter also line by line."""
+    assert process.stdout is not None and process.stderr is not None
+    errors, lines = process.stderr, list[str]()
+
+    def listen() -> None:
+        for line in errors:
+            lines.append(line)
+            # Whoever read our output may have gone: the main thread finds that out by itself.
+            with suppress(OSError, ValueError):
+                heard(line.rstrip("\n"))
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    out = process.stdout.read()
+    thread.join()
+    process.wait()
+    return out, "".join(lines)
 
 
 @contextmanager
@@ -121,9 +149,10 @@ def stream(
 
 def wait(process: subprocess.Popen[str], seconds: float) -> None:
     """Waits for the end of the process, but not longer than that."""
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        pass
 
 
 @contextmanager
@@ -138,25 +167,29 @@ def _session(
     held: Collection[int] = (),
 ) -> Iterator[subprocess.Popen[str]]:
     """A program in a session of its own, of which nothing is left when the block ends: compilers are grandchildren."""
+    came: list[signal.Signals] = []
     try:
-        process = subprocess.Popen(
-            args,
-            env=_clean(env),
-            cwd=cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            pass_fds=held,
-        )
+        with _put_off(came):
+            process = subprocess.Popen(
+                args,
+                env=_clean(env),
+                cwd=cwd,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+                pass_fds=held,
+            )
     except OSError as problem:
         if problem.errno not in _NO_PROGRAM or (cwd and not cwd.is_dir()):
             raise
         raise _missing(args[0], problem) from None
     _running.add(process)
     try:
+        for number in came:
+            signal.raise_signal(number)
         yield process
     finally:
         _running.discard(process)
@@ -171,6 +204,24 @@ def _session(
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe:
                 pipe.close()
+
+
+@contextmanager
+def _put_off(came: list[signal.Signals]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM within the block are only noted: a program that has begun already would be left to itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # What is ignored stays so: the program inherits that.
+    ours = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    heeded = {one: handler for one, handler in ours.items() if callable(handler)}
+    for one in heeded:
+        signal.signal(one, lambda number, _: came.append(signal.Signals(number)))
+    try:
+        yield
+    finally:
+        for one, handler in heeded.items():
+            signal.signal(one, handler)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from sagewheels import installed, marking, ours, ui, wheelhouse
+from sagewheels import facts, installed, marking, ours, ui, wheelhouse
 from sagewheels.errors import StoreError, Untrusted, UsageError
 from sagewheels.job import Job
 from sagewheels.manifest import Proof, WheelManifest
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 def remember(job: Job, state: dict[str, Any], outcome: Outcome) -> None:
     """Notes that what is installed passed here, so that the next auto need not run it again."""
     if state.get("record"):
-        installed.write_state(
-            job.settings, job.target, job.recipe, {**state, "passed": circumstances(job), "words": outcome.words}
-        )
+        passed = {"passed": circumstances(job), "words": outcome.words, "told": facts.remembered(job, state)}
+        installed.write_state(job.settings, job.target, job.recipe, {**state, **passed})
 
 
 def circumstances(job: Job) -> dict[str, Any]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagewheels import full, installed, marking, proofs, smoke, ui, wheelhouse
+from sagewheels import diagnosis, facts, full, installed, marking, proofs, smoke, symptoms, ui, wheelhouse
 from sagewheels.errors import SageError, SmokeFailed, UsageError
 from sagewheels.job import Job
 from sagewheels.recipe import Recipe
+from sagewheels.steplines import stepped
+from sagewheels.symptomrows import Where
 from sagewheels.target import Target
 from sagewheels.wheelhouse import Made
 
 _NOT_BACK = "WHAT WAS THERE BEFORE COULD NOT BE PUT BACK"
 
 
+@stepped("smoke")
 def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
     """The kernels agree with the reference on every GPU, and the wheel has its proof; else the machine is put back.
 
@@ -42,6 +45,7 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
         if long and not outcome.failures:
             outcome = full.run(job.settings, recipe, found, job.host, outcome)
     except SmokeFailed as error:
+        job.report.update(passed=False, gpus=[], failures=[error.what])
         words = _put_back(job)
         if made and isinstance(error, smoke.Crashed):
             marking.record_crash(job, made[1], str(state.get("sha256")), error, found)
@@ -50,8 +54,9 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
         if not proven:
             _put_back(job)
         raise
+    facts.smoked(job, outcome)
     if outcome.failures:
-        raise _failed(job, made, state, outcome, found)
+        raise _failed(job, recipe, made, state, outcome, found)
     ui.say("smoke", outcome.words)
     if made:
         proofs.record(job, made, outcome)
@@ -61,17 +66,34 @@ def do_smoke(job: Job, *, long: bool = False) -> smoke.Outcome | None:
     return outcome
 
 
-def _failed(job: Job, made: Made | None, state: dict[str, Any], outcome: smoke.Outcome, found: Target) -> SmokeFailed:
+def _failed(
+    job: Job, recipe: Recipe, made: Made | None, state: dict[str, Any], outcome: smoke.Outcome, found: Target
+) -> SmokeFailed:
     """Says what failed, puts the machine back and marks the wheel; what passed before stays unless it is to blame."""
     for text in outcome.failures:
         ui.say("smoke", f"FAILED: {text}")
     if state.get("passed") == proofs.circumstances(job) and not outcome.faults:
         stays = "It passed here before, and nothing speaks against the wheel itself: it stays installed"
+        stays += _symptom(recipe, made, outcome)
         return SmokeFailed(f"smoke failed: {outcome.failures[0]}", stays)
     words = _put_back(job)
     if made:
         marking.record(job, made[1], str(state.get("sha256")), outcome.faults, found)
-    return SmokeFailed(f"smoke failed: {outcome.failures[0]}", f"{words}; the wheel is not proven")
+    return SmokeFailed(
+        f"smoke failed: {outcome.failures[0]}", f"{words}; the wheel is not proven{_symptom(recipe, made, outcome)}"
+    )
+
+
+def _symptom(recipe: Recipe, made: Made | None, outcome: smoke.Outcome) -> str:
+    """`. ` and what to do about the first failure that is known, or what the probe said besides; else empty."""
+    listed = made[1].data.get("patches") if made else None
+    has = {str(one.get("name")) for one in listed if isinstance(one, dict)} if isinstance(listed, list) else set()
+    lacking = {patch.file for patch in recipe.patches} - has
+    where: Where = "run" if any(text.startswith("GPU ") for text in outcome.failures) else "import"
+    known = symptoms.remedy("\n".join(outcome.failures), where, lacking=lacking)
+    if not known and outcome.log:
+        known = diagnosis.of_file(outcome.log, where)
+    return f". {known}" if known else ""
 
 
 def _finished(job: Job) -> Target | None:

@@ -9,10 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sagewheels import installer, proc, ui
+from sagewheels import host, installer, proc, ui
 from sagewheels.config import Settings
 from sagewheels.errors import SageError, UsageError
 from sagewheels.resources import ROOT
+
+_WORKERS = 8
+"""Test processes at most: each may compile, and some start twenty programs."""
 
 
 def environment(settings: Settings) -> Path:
@@ -55,7 +58,9 @@ def test(settings: Settings, arguments: str, *, everything: bool = False) -> Non
     """The linters, then pytest with coverage, `everything` of it if asked. Raises SageError when something fails."""
     lint(settings)
     whole = ["--all"] if everything else []
-    pytest = ["-m", "pytest", "--cov", "--cov-report=term"]
+    # A file's tests stay together: they share what took long to make.
+    spread = ["--numprocesses", str(min(host.cores(), _WORKERS)), "--dist", "loadfile"]
+    pytest = ["-m", "pytest", *spread, "--cov", "--cov-report=term"]
     _show(settings, [environment(settings), *pytest, *whole, *shlex.split(arguments)])
 
 

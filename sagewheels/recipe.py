@@ -83,7 +83,8 @@ class Recipe:
     `needs` is what the package imports besides torch and triton; `extensions_at_once` 0 means: as many as there are;
     `stable_torch` is the oldest torch of a source on the stable ABI, empty for one that needs the very torch it was
     compiled with; `also` names other build manifests whose wheels will do as well; `shims` is a folder of headers of
-    ours that compilers find before torch's; `unit_rules` are by the unit's file in the source.
+    ours that compilers find before torch's; `unit_rules` are by the unit's file in the source; `next` is what people do
+    with the package once it is installed, in words.
     """
 
     file: Path
@@ -111,6 +112,7 @@ class Recipe:
     patches: tuple[Patch, ...]
     smoke: Mapping[str, Any] = field(repr=False)
     known_bad: tuple[Mark, ...] = ()
+    next: tuple[str, ...] = ()
 
     def rules(self, archs: Sequence[Arch]) -> list[ArchRule]:
         """The rule of each arch; whether it takes a `90a` or a `90` cubin is for the source to say, not the user.
@@ -172,13 +174,18 @@ def load(name: str) -> Recipe:
     """
     path = Path(name) if name.endswith(".toml") else ROOT / "manifests" / f"{name}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(item.stem for item in (ROOT / "manifests").glob("*.toml")))
-        raise UsageError(f"there is no build manifest {name!r}", f"Use one of {known}, or the path of a .toml file")
+        known = f"Use one of {', '.join(names())}, or the path of a .toml file"
+        raise UsageError(f"there is no build manifest {name!r}", known)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
     return parse(data, path)
+
+
+def names() -> list[str]:
+    """The build manifests that come along, sorted; symptoms.toml beside them is none."""
+    return sorted(item.stem for item in (ROOT / "manifests").glob("*.toml") if item.stem != "symptoms")
 
 
 def also(main: Recipe) -> tuple[Recipe, ...]:
@@ -232,6 +239,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         patches=tuple(_patch(file, path, top.text("patches_dir", path.stem)) for file in top.texts("patches", ())),
         smoke=smoketable.check(smoke),
         known_bad=tuple(mark for item in top.listed("known_bad") for mark in _known_bad(item)),
+        next=top.texts("next", ()),
     )
     for table in (top, source, build, stable):
         table.nothing_left()

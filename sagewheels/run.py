@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from sagewheels.job import Job
 
 _SWITCHES = frozenset(
-    "--dry-run -d --rebuild -r --no-wait -n --force -f --all --full --json -j --sign -i --detach".split()
+    "--dry-run -d --rebuild -r --no-wait -n --force -f --all --full --json -j --sign -i --failed --accept-new "
+    "--detach".split()
 )
 """The flags that take no value."""
 

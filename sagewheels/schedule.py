@@ -49,6 +49,7 @@ class Pool:
             self._waiting.remove(turn)
             if self._is_closed:
                 raise Closed
+            turn.began = time.monotonic()
             self._running.append(turn)
             self._changed.notify_all()
         try:
@@ -68,6 +69,13 @@ class Pool:
         """What runs now, the one that began first at the head."""
         with self._changed:
             return [turn.name for turn in self._running]
+
+    def load(self) -> tuple[list[tuple[float, float]], list[float]]:
+        """(Known seconds, seconds since it began) of what runs now, and the known seconds of what waits."""
+        with self._changed:
+            now = time.monotonic()
+            running = [(turn.appetite.seconds, now - turn.began) for turn in self._running]
+            return running, [turn.appetite.seconds for turn in self._waiting]
 
     def _is_settling(self) -> bool:
         return time.monotonic() < self._opens
@@ -93,3 +101,4 @@ class _Turn:
     name: str
     appetite: Appetite
     is_alone: bool
+    began: float = 0.0

@@ -146,6 +146,12 @@ def public(signature: object) -> str:
     return f"{kind} {base64.b64encode(key).decode()}"
 
 
+def fingerprint(signature: object) -> str:
+    """`SHA256:...` of the key that is in an armored signature, good or bad; empty for what is none."""
+    key = public(signature)
+    return _fingerprint(key) if key else ""
+
+
 def _unknown(key: str, by: Signers, said: str) -> str:
     """Why a good signature counts for nothing: the key is not listed, or not for now."""
     words = f"({_fingerprint(key)})"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sagewheels
-from sagewheels import blame, proc, ui
+from sagewheels import blame, proc, symptoms, ui
 from sagewheels.arch import Arch
 from sagewheels.blame import Fault
 from sagewheels.config import Settings
@@ -46,13 +46,16 @@ class Crashed(SmokeFailed):
 class Outcome:
     """What smoke found: `failures` empty means that it passed; `proofs` is empty where nothing could be computed.
 
-    `faults` are the failures that are the wheel's own, whatever the machine.
+    `faults` are the failures that are the wheel's own, whatever the machine; `gpus` are the figures of each GPU; `log`
+    is all that the probe said.
     """
 
     failures: tuple[str, ...]
     proofs: tuple[dict[str, Any], ...]
     loaded_only: bool
     faults: tuple[Fault, ...] = ()
+    gpus: tuple[dict[str, Any], ...] = ()
+    log: Path | None = None
 
     def after(self, failures: Sequence[str], faults: Sequence[Fault], checks: Sequence[str]) -> Outcome:
         """This outcome after more checks: the proofs name them, or are no proofs any more."""
@@ -82,7 +85,7 @@ def run(settings: Settings, recipe: Recipe, found: Target, host: Host, extension
         "smoke": dict(recipe.smoke),
     }
     answer = ask(settings, found, "smoke", order, _SECONDS)
-    outcome = judge(answer, recipe, host, found)
+    outcome = replace(judge(answer, recipe, host, found), log=Path(answer["log"]))
     for gpu in answer["gpus"]:
         show(gpu, recipe)
     return outcome
@@ -90,6 +93,8 @@ def run(settings: Settings, recipe: Recipe, found: Target, host: Host, extension
 
 def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any], seconds: int) -> dict[str, Any]:
     """What a probe prints when it runs in the target, from an empty directory, with the other probes beside it.
+
+    Its `log` is where all that it said is.
 
     Raises Crashed when that is no answer.
     """
@@ -110,10 +115,11 @@ def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any],
             raise ValueError("not an answer")
     except (ValueError, IndexError, KeyError):
         what = f"the kernels brought the interpreter down ({proc.ending(code)}): {_where(lines, code)[:200]}"
-        raise Crashed(what, f"The whole output is {log}", probe=probe, ended=code) from None
+        known = symptoms.remedy("\n".join(lines), "run")
+        raise Crashed(what, f"{known and known + '. '}The whole output is {log}", probe=probe, ended=code) from None
     if code:
         ui.warn("smoke", f"the interpreter ended badly after it had answered ({proc.ending(code)}): see {log}")
-    return answer
+    return {**answer, "log": str(log)}
 
 
 def _watched(argv: Sequence[str | Path], env: Mapping[str, str], folder: Path, log: Path, seconds: int) -> int:
@@ -168,7 +174,30 @@ def judge(answer: Mapping[str, Any], recipe: Recipe, host: Host, found: Target) 
         proofs=tuple(proofs) if passed else (),
         loaded_only=passed and not answer["gpus"],
         faults=blame.settled(faults, right_on),
+        gpus=tuple(_figures(gpu, recipe) for gpu in answer["gpus"]),
     )
+
+
+def _figures(gpu: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What one GPU computed, in a few numbers; null where no case was finite."""
+    cases = gpu["cases"]
+    finite = [case for case in cases if case.get("finite") and not case.get("error")]
+    return {
+        "index": gpu["index"],
+        "name": gpu["name"],
+        "arch": gpu["arch"],
+        "verdict": "wrong" if any(_gpu_failures(gpu, recipe)) else "right",
+        "cases": len(cases),
+        "wrong_cases": sum(not right(case, recipe) for case in cases),
+        "worst_cosine": min((case["cosine"] for case in finite), default=None),
+        "worst_relative_l2": max((case["relative_l2"] for case in finite), default=None),
+        "kernels": [kernel for kernel in gpu.get("kernels", ()) if not kernel.startswith(blame.NOT_A_KERNEL)],
+        "speed": [
+            {"shape": one["shape"], "ms": one["ms"], "sdpa_ms": one["sdpa_ms"], "faster": one["sdpa_ms"] / one["ms"]}
+            for one in gpu["timed"]
+            if not one.get("error")
+        ],
+    }
 
 
 def _is_wheels(gpu: Mapping[str, Any], recipe: Recipe) -> bool:

@@ -176,7 +176,7 @@ def _run_git(
         "GIT_HTTP_LOW_SPEED_TIME": "30",
         "LC_ALL": "C",
     }
-    return proc.run(["git", "-C", folder, *arguments], env=env, timeout=timeout, error=error, writes=True)
+    return proc.run(["git", "-C", folder, *arguments], env=env, timeout=timeout, error=error, writes=folder)
 
 
 def anchors(patch: Patch) -> list[tuple[str, str, str]]:

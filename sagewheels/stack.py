@@ -13,7 +13,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from sagewheels import installer, match, proc, target, ui
+from sagewheels import installer, match, proc, symptoms, target, ui
 from sagewheels.arch import Arch
 from sagewheels.config import Settings
 from sagewheels.errors import SageError, StoreError, UsageError
@@ -275,7 +275,8 @@ def install(settings: Settings, need: Need, found: Target, plan: Iterable[Attemp
         problems.append("; ".join(wrong))
         ui.say("stack", f"that is not good: {problems[-1]}")
     last = problems[-1] if problems else "nothing to try"
-    raise error(f"no stack could be installed ({last})", "Check the network, TORCH_CHANNEL and the pins")
+    usual = "Check the network, TORCH_CHANNEL and the pins"
+    raise error(f"no stack could be installed ({last})", symptoms.remedy(last, "install", but=usual))
 
 
 def _short(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sagewheels import build as compiling
 from sagewheels import (
     buildplan,
+    facts,
     installed,
     preflight,
     stack,
@@ -26,6 +27,7 @@ from sagewheels.errors import NothingCompatible, Refused, StoreError, UsageError
 from sagewheels.files import copy
 from sagewheels.job import Job
 from sagewheels.match import rank
+from sagewheels.steplines import step, stepped
 from sagewheels.wheelhouse import Made
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from sagewheels.store.index import Along
 
 
+@stepped("stack")
 def do_stack(job: Job, *, believing: bool = True) -> None:
     """A good CUDA PyTorch and Triton in the target, and what else the package needs.
 
@@ -81,6 +84,7 @@ def _torch(job: Job, *, believing: bool) -> None:
     ui.say("stack", f"installed: torch {fresh.version}, triton {job.target.versions.get('triton')}")
 
 
+@stepped("fetch")
 def do_fetch(job: Job) -> Made | None:
     """The best wheel of the store in the wheelhouse; None in a dry run. Raises NothingCompatible on a miss, always."""
     if not job.dry_run:
@@ -96,6 +100,7 @@ def plan_fetch(job: Job) -> bool:
         ui.say("fetch", "would bring the wheel of WHEEL_URL")
         return True
     verdicts = job.verdicts()
+    facts.judged(job, verdicts)
     if verdicts and verdicts[0].fits:
         ui.say("fetch", f"would bring {verdicts[0].candidate.wheel_file} from {job.store.label}")
         return True
@@ -138,12 +143,14 @@ def do_verify(job: Job, made: Made) -> None:
     if why := job.trust.against(manifest):
         raise Refused(f"{path.name} {why}", "Fetch or build another one")
     with _own_copy(job, path) as own:
-        found = verify.check(own, manifest, job.wanted(here=True, named=True), recipe)
-        archs = ", ".join(map(str, recipe.archs_of(found.held)))
-        checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
-        what = f"{checked}RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised"
-        ui.say("verify", f"{path.name}: {what}")
-        job.target = installed.install(job.settings, job.target, recipe, own, found.sha256)
+        with step(job, "verify"):
+            found = verify.check(own, manifest, job.wanted(here=True, named=True), recipe)
+            archs = ", ".join(map(str, recipe.archs_of(found.held)))
+            checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
+            what = f"{checked}RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised"
+            ui.say("verify", f"{path.name}: {what}")
+        with step(job, "install"):
+            job.target = installed.install(job.settings, job.target, recipe, own, found.sha256)
 
 
 @contextmanager
@@ -157,6 +164,7 @@ def _own_copy(job: Job, path: Path) -> Iterator[Path]:
         shutil.rmtree(own.parent, ignore_errors=True)
 
 
+@stepped("build")
 def do_build(job: Job, *, force: bool = False, turn: Callable[[Plan], Made | None] | None = None) -> Made | None:
     """A wheel for the archs in the wheelhouse; None in a dry run. Raises UsageError, StoreError, BuildFailed.
 
@@ -199,6 +207,7 @@ def do_build_elsewhere(job: Job, wish: Wish) -> Made | None:
     return following.build(job, wish)
 
 
+@stepped("upload")
 def do_upload(job: Job, made: Made, *, asked: bool = False, named: bool = False, along: Along | None = None) -> bool:
     """Wheel and manifest are in the store, in one commit; False when nothing was published, which is said.
 

@@ -129,8 +129,8 @@ class Table:
             raise UsageError(f"{self.where('')[:-1]} is missing")
         return [(name, Table(item, self._path, f"{self._key}{name}.")) for name, item in self.data.items()]
 
-    def nothing_left(self) -> None:
+    def nothing_left(self, of: str = "build manifests") -> None:
         """A key that nobody asked for is a typing error, and must not pass in silence."""
         left = sorted(set(self.data) - self._seen)
         if left:
-            raise UsageError(f"{self.where(left[0])} is not a key that build manifests have")
+            raise UsageError(f"{self.where(left[0])} is not a key that {of} have")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,27 @@ def ask(path: Path, why: str, environ: Mapping[str, str], packages: tuple[str, .
         return _target(facts, (major, minor))
     except (ValueError, IndexError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{path} ({why}) printed something else than its facts", remedy) from None
+
+
+def relies_on(settings: Settings, found: Target, packages: Iterable[str]) -> dict[str, list[str]] | None:
+    """What the facts about the target rest on: `contents` of files and folders, `stats` of large files.
+
+    None where that cannot be listed, as where the target has finders of imports that nobody here knows.
+    """
+    path, _ = locate(settings)
+    argv: list[str | Path] = [path, "-I", "-c", probe_source("relies"), json.dumps([*STACK, *packages])]
+    try:
+        listed = json.loads(proc.run(argv, env=settings.environ, timeout=60).out.strip().splitlines()[-1])
+        if not listed["plain"]:
+            return None
+        # What would be found before it on PATH, and what would make it ours.
+        folders = settings.variable("PATH").split(os.pathsep)
+        earlier = [str(Path(folder) / path.name) for folder in folders]
+        named = [str(path), str(found.python), str(path.parent.parent / TOOL_MARKER)]
+        contents, stats = map(str, listed["contents"]), map(str, listed["stats"])
+        return {"contents": [*contents, *named[2:], *earlier], "stats": [*stats, *named[:2]]}
+    except (ValueError, IndexError, KeyError, TypeError):
+        return None
 
 
 def _target(facts: dict[str, Any], version: tuple[int, int]) -> Target:

@@ -1,5 +1,7 @@
 """What people see: one line per fact, tables, a live status line where there is a terminal.
 
+What is said while a step is at work goes to that step (`staged`), which says or draws it: see steplines.py.
+
 Much of it comes from files that others wrote: no escape sequence of theirs reaches the terminal, and no credential.
 """
 
@@ -9,39 +11,111 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from sagewheels.errors import shown
 
 if TYPE_CHECKING:
-    from rich.spinner import Spinner
+    from rich.console import RenderableType
 
 _PIPE_WIDTH = 1000
+_NARROW = 60
+"""Columns below which a table would break each of its words: there each row is a paragraph."""
+
 _STYLES = {"ok": "green", "note": "yellow", "bad": "bold red", "fits": "green", "WRONG": "bold red"}
 
 
-_for_people: list[TextIO] = []
-"""Where the words go while stdout belongs to a program (`--json`); empty: stdout."""
+class Line(Protocol):
+    """A line about what is at work; its text can be shown as it is."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the line is drawn in place."""
+
+    def at(self, text: str, share: float | None) -> None:
+        """What is at work now, and how much of it is done, of 1."""
+
+
+class Stage(Line, Protocol):
+    """Who shows what is said and drawn while it is on stage; the texts can be shown as they are."""
+
+    def say(self, topic: str, text: str) -> None:
+        """One fact."""
+
+    def draw(self, text: str) -> None:
+        """A table, in lines."""
+
+
+_for_people = ["stdout"]
+"""Where the words go, the last one counts: stderr while stdout belongs to a program (`--json`)."""
+
+_stages: list[Stage] = []
+"""Who shows the words, the last one counts; empty: they are printed."""
 
 
 def out() -> TextIO:
     """Where people read: stdout, or stderr while stdout is kept for one JSON document."""
-    return _for_people[-1] if _for_people else sys.stdout
+    # By its name, each time: a live line puts itself in the place of both while it is drawn.
+    stream: TextIO = getattr(sys, _for_people[-1])
+    return stream
 
 
 @contextmanager
 def aside() -> Iterator[None]:
     """Within the block, all that is said goes to stderr: stdout holds nothing but what the block prints itself."""
-    _for_people.append(sys.stderr)
+    _for_people.append("stderr")
     try:
         yield
     finally:
         _for_people.pop()
 
 
+@contextmanager
+def staged(stage: Stage) -> Iterator[None]:
+    """Within the block, `stage` shows what is said."""
+    _stages.append(stage)
+    try:
+        yield
+    finally:
+        _stages.pop()
+
+
+def is_live() -> bool:
+    """Whether people read on a terminal on which a line can be drawn again; a log of CI is none, even with a tty."""
+    from sagewheels import config  # which warns through this module
+
+    return out().isatty() and not config.is_plain_terminal()
+
+
+def has_unicode() -> bool:
+    """Whether marks and frames beyond ASCII can be shown."""
+    return (out().encoding or "").lower().startswith("utf")
+
+
+def width() -> int:
+    """Columns of the terminal."""
+    from rich.console import Console
+
+    return Console(file=out()).width
+
+
 def say(topic: str, text: str) -> None:
     """One greppable line: `[fetch] ...`, written at once, since threads of a build say something too."""
-    print(f"[{topic}] {shown(text)}\n", end="", file=out(), flush=True)
+    if _stages:
+        _stages[-1].say(topic, shown(text))
+    else:
+        write(f"[{topic}] {shown(text)}")
+
+
+def note(topic: str, text: str) -> None:
+    """A line like those of `say` for logs and pipes; on a terminal the steps and the last panel tell it."""
+    if not is_live():
+        say(topic, text)
+
+
+def write(line: str) -> None:
+    """One line, or several, as they are."""
+    print(f"{line}\n", end="", file=out(), flush=True)
 
 
 def warn(topic: str, text: str) -> None:
@@ -52,21 +126,51 @@ def warn(topic: str, text: str) -> None:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table that fits a terminal; in logs and pipes a Markdown one, as wide as its text, so that nothing is cut."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     live = out().isatty()
+    if live and width() < _NARROW:
+        _paragraphs(title, columns, rows)
+        return
     frame = box.SIMPLE_HEAD if live else box.MARKDOWN
     grid = Table(title=Text(shown(title)), title_justify="left", title_style="bold", box=frame, show_edge=not live)
     for column in columns:
         grid.add_column(Text(shown(column)), overflow="fold")
     for row in rows:
         grid.add_row(*(Text(shown(cell), style=_STYLES.get(cell, "")) for cell in row))
-    console = Console(width=None if live else _PIPE_WIDTH, highlight=False)
+    draw(grid)
+
+
+def _paragraphs(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table for a narrow terminal: each row as `column value, column value`."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
+    told = []
+    for row in rows:
+        text = Text(", ").join(
+            Text.assemble((f"{shown(column)} " if column else "", "dim"), (shown(cell), _STYLES.get(cell, "")))
+            for column, cell in zip(columns, row, strict=True)
+            if cell
+        )
+        told.append(Padding(text, (0, 0, 0, 2)))
+    draw(Group(Text(shown(title), style="bold"), *told))
+
+
+def draw(thing: RenderableType) -> None:
+    """Draws something as wide as the terminal; in logs and pipes as wide as it is, without colours."""
+    from rich.console import Console
+
+    console = Console(file=out(), width=None if out().isatty() else _PIPE_WIDTH, highlight=False)
     with console.capture() as drawn:
-        console.print(grid)
-    print("\n".join(line.rstrip() for line in drawn.get().splitlines()), file=out(), flush=True)
+        console.print(thing)
+    text = "\n".join(line.rstrip() for line in drawn.get().splitlines())
+    if _stages:
+        _stages[-1].draw(text)
+    else:
+        write(text)
 
 
 def count(number: int, noun: str) -> str:
@@ -90,38 +194,41 @@ def size(count: int) -> str:
     return f"{count / 1e3:.1f} kB"
 
 
+def left(seconds: float | None) -> str:
+    """`8 s left`, `3 min left`: no finer than anybody can know it; empty where nobody can."""
+    if seconds is None:
+        return ""
+    return f"{max(1, round(seconds))} s left" if seconds < 90 else f"{round(seconds / 60)} min left"
+
+
 class Progress:
     """A line that changes in place on a terminal, and one plain line every `every` seconds elsewhere."""
 
-    def __init__(self, topic: str, every: float, live: Spinner | None) -> None:
-        self._topic, self._every, self._live = topic, every, live
+    def __init__(self, topic: str, every: float, line: Line | None) -> None:
+        self._topic, self._every, self._line = topic, every, line
         self._start = self._last = time.monotonic()
 
-    def update(self, text: str) -> None:
-        """Shows `text` with the time that has passed; in a log says nothing when the last line is too fresh."""
-        now = time.monotonic()
-        line = f"[{self._topic}] {shown(text)}, {duration(now - self._start)}"
-        if self._live:
-            from rich.text import Text
+    def update(self, text: str, *, share: float | None = None, seconds_left: float | None = None) -> None:
+        """Shows `text` with the time that has passed; in a log says nothing when the last line is too fresh.
 
-            self._live.update(text=Text(line))
+        `share` is how much is done, of 1; `seconds_left` is for what still has to be done, where that is known.
+        """
+        now = time.monotonic()
+        passed, later = duration(now - self._start), left(seconds_left)
+        if self._line and self._line.is_live:
+            self._line.at(", ".join(filter(None, (shown(text), later))), share)
         elif now - self._last >= self._every:
             self._last = now
-            print(f"{line}\n", end="", file=out(), flush=True)
+            write(", ".join(filter(None, (f"[{self._topic}] {shown(text)}", passed, later))))
 
 
 @contextmanager
 def progress(topic: str, every: float = 15.0) -> Iterator[Progress]:
     """A Progress that leaves a clean line behind, also when the work fails."""
-    if not out().isatty():
-        yield Progress(topic, every, None)
+    if _stages or not is_live():
+        yield Progress(topic, every, _stages[-1] if _stages else None)
         return
-    from rich.console import Console
-    from rich.live import Live
-    from rich.spinner import Spinner
+    from sagewheels.steplines import Status
 
-    spinner = Spinner("dots", style="status.spinner")
-    # Not Console.status, which draws nothing at first: of two threads that speak before the first frame, each believes
-    # the line to be empty, and the second one's words end up behind the frame that the first one drew.
-    with Live(spinner, console=Console(file=out()), refresh_per_second=12.5, transient=True):
-        yield Progress(topic, every, spinner)
+    with Status(topic).shown() as status:
+        yield Progress(topic, every, status)

@@ -126,6 +126,8 @@ class Session:
         self._bare = wheels.venv(folder / "bare")
         home = toolkits.make_toolkit(folder / "cuda")
         self._manifest = _source(folder / "manifest")
+        self._hosts = folder / "hosts"
+        self._hosts.write_text("127.0.0.1:9 SAGE_STORE= SAGE_MANIFEST=demo\n")
         cuobjdump = wheels.script(
             folder / "bin" / "cuobjdump", '#!/bin/sh\n[ "$1" = --list-ptx ] || echo "ELF file 1: tiny.1.sm_120.cubin"\n'
         )
@@ -189,6 +191,8 @@ class Session:
         self("smoke", **second)
         self("rollback")
         self("matrix", "--python", OWN, "--torch", "2.11.0")
+        self("fleet", "--hosts", str(self._hosts), "--ssh-config", "/dev/null", "--retry", "0")
+        self("generate", "sky", SAGE_STORE="", SAGE_MANIFEST="demo")
         self("demo")
         self._put_test_tools()
         self("lint")

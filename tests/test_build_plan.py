@@ -19,6 +19,7 @@ from sagewheels.recipe import Recipe, UnitRule
 from sagewheels.source import Checkout
 from sagewheels.target import Target, Torch
 from sagewheels.toolkit import Toolkit
+from tests import wheels
 
 GB = 1_000_000_000
 NVCC_13 = "--compress-mode=size -Xptxas -split-compile=8"
@@ -499,3 +500,31 @@ def test_a_source_that_builds_one_extension_after_the_other(
     settings = Settings(**set_)  # type: ignore[arg-type]
     plan = buildplan.jobs(settings, one, arch.parse_list("12.0"), host(16, 64 * GB))
     assert (plan.extensions, plan.at_once) == (extensions, 16)
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        (
+            "c++: fatal error: Killed signal terminated program cc1plus",
+            "Set MAX_JOBS=1, free memory or add swap; build plans the number from what this process may really use. ",
+        ),
+        ("x.cu(7): error: no", ""),
+    ],
+)
+def test_a_compile_that_fails_names_the_remedy(plan: Plan, tmp_path: Path, said: str, remedy: str) -> None:
+    """The source's own build is a program that says this and fails."""
+    python = wheels.script(tmp_path / "python", f"#!/bin/sh\necho '{said}'\nexit 1\n")
+    (tmp_path / "cuda" / "lib64" / "stubs").mkdir(parents=True)
+    (tmp_path / "cuda" / "lib64" / "stubs" / "libcuda.so").touch()
+    plan = with_target(with_toolkit(plan, home=tmp_path / "cuda"), python=python)
+    settings = Settings(work_dir=tmp_path / "work", environ={"PATH": "/usr/bin:/bin"})
+    tree = Checkout(folder=tmp_path, repo="r", ref="v", commit=COMMIT, epoch=1700000000, patches=())
+    out, log = tmp_path / "out", tmp_path / "build.log"
+    out.mkdir()
+    with pytest.raises(BuildFailed) as caught:
+        backend.run(settings, plan, tree, "0123456789abcdef" * 4, out, log)
+    assert str(caught.value) == (
+        f"the compile failed (exit code 1): {said} (line 2). "
+        f"{remedy}The whole log is {log}; what was installed is untouched."
+    )

@@ -16,19 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from sagewheels import __version__, doctor, wheelhouse
+from sagewheels import __version__, doctor, recipe, wheelhouse
 from sagewheels.resources import ROOT
 from tests import wheels
 from tests.hub import Hub
 from tests.wheels import NAME, TAG, VERSION, Machine
 
 TASKS = [
-    *"auto build clean demo doctor fetch init-hf install lint list matrix".split(),
+    *"auto build clean demo doctor fetch fleet generate init-hf install lint list matrix".split(),
     *"rollback smoke stack test upload verify".split(),
 ]
 GOOD = f"{NAME}-{VERSION}{wheels.LABEL}-{TAG}.whl"
 TOKEN = "hf_averysecrettoken"
-MANIFESTS = ", ".join(sorted(path.stem for path in (ROOT / "manifests").glob("*.toml")))
+MANIFESTS = ", ".join(recipe.names())
 
 
 @pytest.fixture(scope="module")

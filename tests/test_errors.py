@@ -14,12 +14,14 @@ import sagewheels
 from sagewheels import errors, manifest
 from sagewheels.errors import (
     BuildFailed,
+    HostsFailed,
     Interrupted,
     NothingCompatible,
     Refused,
     SageError,
     SmokeFailed,
     StoreError,
+    Unreachable,
     Untrusted,
     UsageError,
 )
@@ -34,6 +36,8 @@ CODES = {
     BuildFailed: 5,
     SmokeFailed: 6,
     StoreError: 7,
+    Unreachable: 7,
+    HostsFailed: 1,  # or that of the first host that failed
     Interrupted: 130,
 }
 

@@ -400,6 +400,9 @@ class Memory:
     def address(self, path: str) -> str:
         return f"https://example.invalid/{path}"
 
+    def is_private(self) -> bool:
+        return False
+
     def initialise(self) -> None: ...
 
     def rights(self) -> str:

@@ -64,7 +64,7 @@ def test_the_second_auto_waits_and_finds_everything_in_place(stage: Stage, tmp_p
     second = stage.start("auto")
     assert is_waiting(second, first.pid, stage)
     slow.go()
-    assert ended(first)[-1].startswith("[auto] done in ")
+    assert any(line.startswith("[auto] done in ") for line in ended(first))
     (line,) = ended(second)
     assert line.startswith(f"[auto] nothing to do: {stage.built.name} is in ")
 
@@ -90,9 +90,9 @@ def test_only_what_writes_holds_a_lock(tmp_path: Path) -> None:
     ask = [sys.executable, "-c", "import os; print(os.fstat(int(os.environ['FD'])).st_ino)"]
     with lock.open("w") as held, proc.holding(held.fileno()):
         env = {"FD": str(held.fileno())}
-        assert proc.run(ask, env=env, writes=True).out == f"{lock.stat().st_ino}\n"
+        assert proc.run(ask, env=env, writes=lock.parent).out == f"{lock.stat().st_ino}\n"
         assert proc.run(ask, env=env).code == 1
-    assert proc.run(ask, env=env, writes=True).code == 1
+    assert proc.run(ask, env=env, writes=lock.parent).code == 1
 
 
 @pytest.mark.parametrize("text", ["4711\x1b[2J (auto)", "\xff" * 200])

@@ -16,7 +16,7 @@ from sagewheels.resources import ROOT
 from tests import wheels
 from tests.test_steps import lines
 
-MANIFESTS = sorted((ROOT / "manifests").glob("*.toml"))
+MANIFESTS = sorted(ROOT / "manifests" / f"{name}.toml" for name in recipe.names())
 CORE = sorted([*(ROOT / "sagewheels").rglob("*.py"), ROOT / "tasks.py"])
 CONTRACT = (
     # Defaults, and a file, that users rely on.
@@ -25,6 +25,7 @@ CONTRACT = (
     "REMOTE_DIR like sageattention220",
     ".build-sageattention",
     "install_sageattention220_wheel.sh",
+    "adbrasi/sageattention220-ultimate-installer",
     # Keys that the first installer wrote.
     "expected_sageattention_version",
     "sageattention_version",

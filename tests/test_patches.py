@@ -26,7 +26,7 @@ from sagewheels import recipe, source
 from sagewheels.recipe import Patch
 from sagewheels.resources import ROOT
 
-MANIFESTS = sorted((ROOT / "manifests").glob("*.toml"))
+MANIFESTS = sorted(ROOT / "manifests" / f"{name}.toml" for name in recipe.names())
 PATCHES = [patch for path in MANIFESTS for patch in recipe.load(str(path)).patches]
 ABI3 = "sageattention-2.2.0-abi3"
 HEADS = ("Symptom", "Cause", "Reference", "Proof")

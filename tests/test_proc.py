@@ -267,3 +267,13 @@ def test_what_a_program_reads_is_what_it_was_given() -> None:
     assert proc.run(echo, input="text").out == "TEXT\n"
     # More than a pipe holds, to one that does not read it.
     assert proc.run([sys.executable, "-c", "print(1)"], input="x" * 1_000_000).out == "1\n"
+
+
+def test_each_line_of_stderr_is_heard_and_stays_in_the_result() -> None:
+    heard: list[str] = []
+    code = "import sys; print('out'); print('one\\ntwo', file=sys.stderr); sys.exit(3)"
+    done = proc.run([sys.executable, "-c", code], heard=heard.append)
+    assert (done.code, done.out, done.err, heard) == (3, "out\n", "one\ntwo\n", ["one", "two"])
+    with pytest.raises(StoreError) as caught:
+        proc.run([sys.executable, "-c", code], heard=heard.append, error=StoreError)
+    assert str(caught.value).endswith(" failed (exit code 3): two.")

@@ -15,7 +15,7 @@ from sagewheels.errors import UsageError
 from sagewheels.recipe import Recipe
 from sagewheels.resources import ROOT, probe_source
 
-MANIFESTS = sorted((ROOT / "manifests").glob("*.toml"))
+MANIFESTS = sorted(ROOT / "manifests" / f"{name}.toml" for name in recipe.names())
 
 DATA: dict[str, Any] = {
     "schema": 1,

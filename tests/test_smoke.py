@@ -441,3 +441,11 @@ def test_a_probe_without_an_answer_is_a_failure(
     line = rf"^the kernels brought the interpreter down \({what}\. The whole output is {tmp_path}/logs/smoke-.*\.log\.$"
     with pytest.raises(SmokeFailed, match=line):
         smoke.run(settings(tmp_path), sage, prints(script), ONE, [])
+
+
+def test_a_probe_that_died_of_what_is_known_names_the_remedy(sage: Recipe, prints: Prints, tmp_path: Path) -> None:
+    target = prints("echo '/tmp/a/main.c:5:10: fatal error: Python.h: No such file or directory' >&2; exit 1")
+    with pytest.raises(SmokeFailed) as caught:
+        smoke.run(settings(tmp_path), sage, target, NONE, [])
+    known = "Install the headers (apt-get install python3-dev; python3.12-dev for a Python 3.12 beside the system's)"
+    assert f"Python.h: No such file or directory. {known}. The whole output is " in str(caught.value)

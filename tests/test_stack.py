@@ -454,6 +454,18 @@ def test_what_a_package_needs_besides_the_stack(versions: dict[str, str], lackin
     assert stack.missing(found(), ()) == []
 
 
+def test_a_torch_that_cannot_be_loaded_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    Index(monkeypatch, found())
+    said = (
+        "import torch failed: ImportError: libcudart.so.13: cannot open shared object file: No such file or directory"
+    )
+    monkeypatch.setattr(stack, "import_faults", lambda *_: [said])
+    with pytest.raises(UsageError) as caught:
+        stack.install(settings(), need(), NOTHING, ATTEMPTS[1:])
+    remedy = "torch is not whole: stack installs it again, with the libraries that it brings"
+    assert str(caught.value) == f"no stack could be installed ({said}). {remedy}."
+
+
 def test_a_need_is_installed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own requirements could bring another torch."""
     index = Index(monkeypatch, found(einops="0.8.1"))

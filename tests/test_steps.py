@@ -365,6 +365,26 @@ def test_smoke_of_a_package_that_the_user_installed(here: Machine, capsys: pytes
     assert wheels.tree(here.site) == before
 
 
+def test_smoke_that_fails_for_what_is_known_names_the_remedy(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a compiler said stands in the probe's log only: its own error is that a command failed."""
+    wheels.with_gpu_answers(monkeypatch)
+    real = vars(smoke)["probe_source"]
+
+    def probe(name: str) -> str:
+        said = "/tmp/a/main.c:5:10: fatal error: Python.h: No such file or directory"
+        error = "CalledProcessError: Command '['gcc', 'main.c']' returned non-zero exit status 1."
+        source: str = real(name)
+        return f"print({said!r})\n" + source.replace('result = {"finite": True', f'result = {{"error": {error!r}')
+
+    monkeypatch.setattr(smoke, "probe_source", probe)
+    steps.do_verify(here.job(), keep(here))
+    wheels.script(here.folder / "bin" / "nvidia-smi", f"#!/bin/sh\necho '{wheels.RTX}'\n")
+    line = failing(SmokeFailed, proving.do_smoke, here.job())
+    assert "returned non-zero exit status 1" in line
+    remedy = "Install the headers (apt-get install python3-dev; python3.12-dev for a Python 3.12 beside the system's)"
+    assert line.endswith(f"; the wheel is not proven. {remedy}.")
+
+
 def test_smoke_proves_on_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -431,7 +451,7 @@ def test_a_proof_that_could_not_be_published_is_published_by_the_next_smoke(
         hub.misbehave("/commit/", "503", 3)
         proving.do_smoke(machine.job())
         assert "[smoke] warning: the proof stays in the wheelhouse: " in capsys.readouterr().err
-        listed = [json.loads(hub.files("me/wheels")[name]) for name in hub.files("me/wheels") if "index" in name]
+        listed = [json.loads(hub.files("me/wheels")[name]) for name in hub.files("me/wheels") if "index.json" in name]
         assert [one["proofs"] for one in listed[0]["wheels"]] == [[]]
         for commits in (2, 2):
             proving.do_smoke(machine.job())

@@ -143,7 +143,7 @@ def test_publish_into_nothing(store: Store, tmp_path: Path) -> None:
     assert index.publish(store, wheel, ours, pause=nap)
     assert store.names() == sorted(
         {wheel.name, f"{wheel.name}.json", "index.json"}
-        | ({"README.md"} if isinstance(store, DirectoryStore) else set())
+        | ({"README.md", "index.html"} if isinstance(store, DirectoryStore) else set())
     )
     found, problems, seen = index.load(store)
     assert ([entry.wheel_sha256 for entry in found], problems) == ([ours.wheel_sha256], [])
@@ -405,7 +405,7 @@ def test_the_card(hub: Hub, tmp_path: Path) -> None:
     wheel, ours = made(tmp_path, proofs=[PROOF, {**PROOF, "gpu": "<b>|`evil`"}])
     index.publish(store, wheel, ours, pause=nap)
     text = hub.files(REPO)["README.md"].decode()
-    assert re.match(r"---\npretty_name: .+\ntags:\n(- \w+\n)+---\n\n# wheels\n", text)
+    assert re.match(r"---\npretty_name: .+\ntags:\n(- \w+\n)+viewer: false\n---\n\n# wheels\n", text)
     assert "| 2.2.0+cu130torch2.11sm120 | cp312 | 2.11.0 | 13.0 | 12.0 | NVIDIA GeForce RTX 5090, bevil |" in text
     line = re.search(r'^pip install "(http[^"#]+)#sha256=([0-9a-f]{64})"$', text, re.MULTILINE)
     assert line

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from sagewheels import ui
 from sagewheels.resources import ROOT
 
 SCRIPT = """
@@ -48,7 +49,7 @@ def test_threads_say_whole_lines_into_a_log() -> None:
 def test_threads_say_whole_lines_above_the_status_line() -> None:
     ours, theirs = pty.openpty()
     argv = [sys.executable, "-c", SCRIPT]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120", "CI": ""}
     with subprocess.Popen(argv, env=env, stdout=theirs, stderr=theirs, stdin=theirs) as process:
         os.close(theirs)
         raw = b""
@@ -67,3 +68,15 @@ def test_threads_say_whole_lines_above_the_status_line() -> None:
     assert plain.index("⠋") < plain.index("says")
     found = sorted(re.findall(r"^\[build\] \w says \d+ <$", plain.replace("\r", "\n"), re.M))
     assert found == LINES
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("CI", "true")])
+def test_a_terminal_on_which_nothing_can_be_drawn_again_gets_plain_lines(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("CI", "")
+    assert ui.is_live()
+    monkeypatch.setenv(name, value)
+    assert not ui.is_live()

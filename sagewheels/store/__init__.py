@@ -64,6 +64,9 @@ class Store(Protocol):
     def address(self, path: str) -> str:
         """What to give `pip install` for this file: an address on the Hub, a path in a directory."""
 
+    def is_private(self) -> bool:
+        """Whether reading needs a token, which neither pip nor uv has. Raises StoreError."""
+
     def initialise(self) -> None:
         """Creates the repository or folder when it is not there."""
 

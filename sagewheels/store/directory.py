@@ -85,6 +85,10 @@ class DirectoryStore:
         """The path of this file."""
         return str(self._root / checked(path))
 
+    def is_private(self) -> bool:
+        """No: who may read it is up to the file system."""
+        return False
+
     def initialise(self) -> None:
         """The folder exists afterwards. Raises StoreError when it cannot be made."""
         try:

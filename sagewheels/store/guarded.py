@@ -135,6 +135,10 @@ class GuardedStore:
         """What to give `pip install` for this file."""
         return self._inner.address(path)
 
+    def is_private(self) -> bool:
+        """Whether reading needs a token."""
+        return self._inner.is_private()
+
     def initialise(self) -> None:
         """Creates the repository or folder when it is not there."""
         self._inner.initialise()

@@ -14,7 +14,7 @@ from sagewheels.errors import StoreError
 from sagewheels.files import checked
 from sagewheels.store import Conflict, Snapshot
 from sagewheels.store.hub_client import HubClient
-from sagewheels.store.hub_repo import CARD, ENDPOINT, Repo
+from sagewheels.store.hub_repo import AT_ROOT, ENDPOINT, Repo
 from sagewheels.store.tries import Trouble, page_instead
 from sagewheels.web import TIMEOUT, Web
 
@@ -55,6 +55,7 @@ class HubStore:
             token=token,
         )
         self._private = private
+        self._needs_token: bool | None = None
         self._web = Web(self._repo.endpoint, sign=self._sign, timeout=timeout, pause=pause)
         self._client = HubClient(self._repo, timeout, pause)
         self._uploads: dict[tuple[str, Path, int, int], CommitOperationAdd] = {}
@@ -157,6 +158,13 @@ class HubStore:
         """The address that `pip install` takes."""
         return self._repo.address(path, self._repo.branch)
 
+    def is_private(self) -> bool:
+        """Whether the Hub shows this repository to nobody without a token; one that is to be made, as it will be."""
+        if self._needs_token is None:
+            found = self._json(self._repo.api, "what the repository is", dict)[0]
+            self._needs_token = bool(found.get("private") or found.get("gated")) if found else self._private
+        return self._needs_token
+
     def initialise(self) -> None:
         """The repository and the branch exist afterwards. Raises StoreError when they cannot be made."""
         repo = self._repo
@@ -227,15 +235,14 @@ class HubStore:
     def _begin(self, names: Iterable[str]) -> str:
         """The commit to build upon in a repository that did not exist a moment ago.
 
-        Raises Conflict when one of these files is there by now: somebody was quicker, or a Space began with a card.
+        Raises Conflict when one of these files is there by now: somebody was quicker, or a Space began with its own.
         """
         self.initialise()
         head = self._head()
         if not head:
             raise Conflict(f"{self.label} was made and cannot be seen yet", "Try again")
         there = set(self.names())
-        if self._small(CARD, head)[1] is not None:
-            there.add(CARD)
+        there |= {name for name in AT_ROOT if name in names and self._small(name, head)[1] is not None}
         if there & set(names):
             raise Conflict(f"{self.label} was filled by somebody else", "Try again")
         return head

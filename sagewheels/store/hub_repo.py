@@ -13,8 +13,9 @@ from sagewheels.errors import StoreError, UsageError
 from sagewheels.files import checked
 from sagewheels.store.tries import status_text
 
-CARD = "README.md"
-"""The one file that lies at the root of the repository, whatever the store's folder: the Hub shows no other."""
+CARD, PAGE = "README.md", "index.html"
+AT_ROOT = (CARD, PAGE)
+"""What lies at the root of the repository, whatever the store's folder: the Hub, and a Space, show no other."""
 
 ENDPOINT = "https://huggingface.co"
 TOKENS = "https://huggingface.co/settings/tokens"
@@ -61,7 +62,7 @@ class Repo:
 
     def inside(self, path: str) -> str:
         """Where a path of the store lies in the repository. Raises StoreError for one that leads out of it."""
-        return path if path == CARD else self.folder + checked(path)
+        return path if path in AT_ROOT else self.folder + checked(path)
 
     def address(self, path: str, revision: str) -> str:
         """Where a path of the store can be read at a branch or commit."""

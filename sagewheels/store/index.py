@@ -14,8 +14,8 @@ from sagewheels.bad import Mark, Marks
 from sagewheels.errors import Refused, StoreError
 from sagewheels.manifest import ManifestError, WheelManifest, parse, when
 from sagewheels.store import Conflict, Snapshot, Store, contention
-from sagewheels.store.card import CARD, card
 from sagewheels.store.entries import INDEX, LATEST, MEND, damage, document, encoded, entries, latest, merge, written
+from sagewheels.store.hub_repo import CARD, PAGE
 from sagewheels.wheel import file_hash
 
 READS = 3
@@ -52,7 +52,7 @@ def publish(
     along: Along | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Wheel, manifest, index and card are in the store afterwards, in one commit; False when they already were.
+    """Wheel, manifest, index, card and page are in the store afterwards, in one commit; False when they already were.
 
     Without `vouch` nothing is signed. What `along` changes is in that commit too, if there is one.
 
@@ -98,10 +98,10 @@ def add_mark(store: Store, mark: Mark, *, pause: Callable[[float], None] = time.
 
 
 def initialise(store: Store, *, pause: Callable[[float], None] = time.sleep) -> bool:
-    """Index and card are in the store afterwards, whatever else is; False when they already were. Raises StoreError."""
+    """Index, card and page are in the store afterwards; False when they already were. Raises StoreError."""
 
     def changes(snapshot: Snapshot) -> dict[str, bytes | Path]:
-        if INDEX in snapshot.files and CARD in snapshot.files:
+        if {INDEX, CARD, PAGE} <= snapshot.files.keys():
             return {}
         return _pages(store, snapshot, document(snapshot), entries(snapshot)[0])
 
@@ -213,7 +213,7 @@ def _insist(
     along: Along | None = None,
 ) -> bool:
     """`contention.insist` on the files that say what the store holds, and those that change with them."""
-    paths = (INDEX, LATEST, CARD, *(along or ()))
+    paths = (INDEX, LATEST, CARD, PAGE, *(along or ()))
     return contention.insist(store, lambda: _look(store, pause, *paths)[2], changes, message, pause)
 
 
@@ -254,7 +254,7 @@ def _additions(
     entry: WheelManifest,
     wheel: Path | None,
 ) -> dict[str, bytes | Path]:
-    """The files of one commit: wheel, manifest, index, card, and latest.json if this is the newest proven wheel.
+    """The files of one commit: wheel, manifest, index, card, page, and latest.json if this is the newest proven wheel.
 
     latest.json stays with the package that it names.
     """
@@ -294,7 +294,7 @@ def _marks(index: Mapping[str, Any]) -> Marks:
 def _pages(
     store: Store, snapshot: Snapshot, index: Mapping[str, Any], everything: list[WheelManifest]
 ) -> dict[str, bytes | Path]:
-    """index.json with these entries, in their old places, and the card. What cannot be read stays as it is."""
+    """index.json with these entries, in their old places, the card and the page. What cannot be read stays as it is."""
     waiting = {entry.wheel_file: dict(entry.data) for entry in everything}
     wheels = list[Any]()
     for old in index["wheels"]:
@@ -304,11 +304,18 @@ def _pages(
         after = written({**index, "wheels": wheels + list(waiting.values())})
     except RecursionError:
         raise StoreError(f"{INDEX} of {store.label} is nested too deep to be written again", MEND) from None
+    from sagewheels.store.card import card
+    from sagewheels.store.page import is_ours, page
+
     old_card = snapshot.files.get(CARD, b"").decode("utf-8", "replace")
-    return {
+    marks, private = _marks(index), store.is_private()
+    files: dict[str, bytes | Path] = {
         INDEX: after,
-        CARD: encoded(card(everything, store, old_card, _marks(index))),
+        CARD: encoded(card(everything, store, old_card, marks, private=private)),
     }
+    if is_ours(snapshot.files.get(PAGE, b"")):
+        files[PAGE] = encoded(page(everything, store, marks, private=private))
+    return files
 
 
 def _keys(manifest: WheelManifest) -> set[tuple[str, str]]:
