@@ -175,7 +175,16 @@ def verify(
         steps.do_verify(job, steps.choose(job, wheel))
 
 
-@task(help=_flags("arch", "python", "manifest", "force", "dry_run"))
+_ELSEWHERE = {
+    "on": "hf-jobs: compile on a rented machine of Hugging Face, which costs money; the wheel comes from the store",
+    "flavor": "its hardware (default: cpu-upgrade, 8 cores); no GPU is needed",
+    "timeout": "how long it may run, such as 90m (default: 2h)",
+    "namespace": "who pays: a user or an organization (default: the owner of HF_TOKEN)",
+    "detach": "end once it is submitted; the same command without this follows it",
+}
+
+
+@task(help={**_flags("arch", "python", "manifest", "force", "dry_run"), **_ELSEWHERE})
 def build(
     c: Context,
     arch: str | None = None,
@@ -183,16 +192,24 @@ def build(
     manifest: str | None = None,
     force: bool = False,
     dry_run: bool = False,
+    on: str = "",
+    flavor: str = "",
+    timeout: str = "",
+    namespace: str = "",
+    detach: bool = False,
 ) -> None:
     """3b. Compile the pinned source with its patches into the wheelhouse; needs no GPU.
 
     Example: sagewheels build --arch 12.0
     Compiled anew, though its wheel is there: sagewheels build --arch 12.0 --force
+    Compiled elsewhere: HF_TOKEN=... sagewheels build --arch 12.0 --on hf-jobs
     """
-    from sagewheels import steps
+    from sagewheels import elsewhere, steps
 
-    with run.job(c, arch=arch, python=python, manifest=manifest, dry_run=dry_run) as job:
-        steps.do_build(job, force=force)
+    # Whoever follows a job for an hour keeps no other run waiting.
+    with run.job(c, arch=arch, python=python, manifest=manifest, dry_run=dry_run, locked=not on) as job:
+        wish = elsewhere.asked(on, flavor=flavor, timeout=timeout, namespace=namespace, detach=detach, force=force)
+        steps.do_build(job, force=force) if wish is None else steps.do_build_elsewhere(job, wish)
 
 
 _MATRIX = {

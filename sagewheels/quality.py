@@ -49,7 +49,8 @@ def lint(settings: Settings) -> None:
     _show(settings, [folder / "ruff", "check", "--quiet", "."])
     _show(settings, [folder / "ruff", "format", "--quiet", "--check", "."])
     _show(settings, [python, "-m", "mypy"])
-    _show(settings, [folder / "shellcheck", ROOT / "install_sageattention220_wheel.sh", ROOT / ".ci" / "run"])
+    scripts = [ROOT / "install_sageattention220_wheel.sh", ROOT / ".ci" / "run", ROOT / "sagewheels" / "remote_job.sh"]
+    _show(settings, [folder / "shellcheck", *scripts])
     ui.say("lint", "ruff, mypy and shellcheck are content")
 
 

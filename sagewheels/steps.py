@@ -31,6 +31,7 @@ from sagewheels.steplines import step, stepped
 from sagewheels.wheelhouse import Made
 
 if TYPE_CHECKING:
+    from sagewheels.elsewhere import Wish
     from sagewheels.store.index import Along
 
 
@@ -194,6 +195,16 @@ def do_build(job: Job, *, force: bool = False, turn: Callable[[Plan], Made | Non
     if turn and (made := turn(plan_)):
         return made
     return compiling.run(job.settings, plan_, force=force, known_bad=wanted.known_bad, archs=wanted.archs)
+
+
+def do_build_elsewhere(job: Job, wish: Wish) -> Made | None:
+    """The same on a rented machine, by way of the store; None in a dry run, and for a job that is left to itself.
+
+    Raises UsageError, StoreError, and what the job ended with.
+    """
+    from sagewheels import following
+
+    return following.build(job, wish)
 
 
 @stepped("upload")

@@ -17,7 +17,7 @@ from sagewheels.recipe import ArchRule
 from sagewheels.target import Target, Torch
 
 _PARTS = "nvcc,cccl,cudart,crt,nvvm"
-_FIRST_MAJOR_ON_INDEX = 13
+FIRST_MAJOR_ON_INDEX = 13
 _ON_INDEX = "the package index"
 _LAUNCHERS = {"ccache", "sccache", "distcc"}
 _SECONDS = 3.0
@@ -171,7 +171,7 @@ def host_word(settings: Settings) -> str:
 
 def on_index(torch: Torch) -> bool:
     """Whether the package index has a compiler of this torch's CUDA major."""
-    return int(torch.cuda.split(".")[0]) >= _FIRST_MAJOR_ON_INDEX
+    return int(torch.cuda.split(".")[0]) >= FIRST_MAJOR_ON_INDEX
 
 
 def made(settings: Settings, found: Target, torch: Torch) -> Path | None:

@@ -99,6 +99,20 @@ class Web:
 
         insist(self._at_host(failed), once, self._pause)
 
+    def lines(self, url: str, *, check: Callable[[requests.Response], None]) -> Iterator[str]:
+        """The lines of an answer as they come, for as long as they come, be that hours.
+
+        Raises Trouble when the answer breaks off, or is silent for longer than `timeout`; there is one try.
+        """
+        with self._get(url) as answer:
+            check(answer)
+            rest = b""
+            while chunk := answer.raw.read1(_CHUNK, decode_content=True):
+                *whole, rest = (rest + chunk).split(b"\n")
+                if len(rest) > _CHUNK:
+                    raise Trouble("a line of it has no end")
+                yield from (line.decode("utf-8", "replace").rstrip("\r") for line in whole)
+
     def _at_host(self, failed: str) -> str:
         return f"{failed}: {urlsplit(self._home).hostname}"
 

@@ -19,13 +19,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub_jobs import Jobs
 
 # The loopback Hub speaks LFS, not xet, and no token or cache of this user may play a part.
 _home = tempfile.mkdtemp(prefix="hf-home-")
@@ -79,6 +81,8 @@ class Hub:
         """How long a commit holds its branch, and for how long after it reads still answer with the state before."""
         self._held: dict[str, float] = {}
         self.tokens_seen: set[str] = set()
+        self.jobs: Jobs | None = None
+        """Where commands run; None: to nobody's."""
         self._troubles: list[Trouble] = []
         self._lock, self.closing = threading.RLock(), threading.Event()
         self._server = _Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
@@ -90,6 +94,8 @@ class Hub:
 
     def __exit__(self, *_: object) -> None:
         self.closing.set()
+        if self.jobs:
+            self.jobs.close()
         self._server.shutdown()
         self._server.server_close()
 
@@ -266,6 +272,50 @@ class Hub:
         content = repo.commits[sha][at["path"]]
         return 200, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": sha}, content
 
+    def _no_jobs(self, owner: str, token: str) -> Answer | None:
+        """Why there is nothing to be seen: a token that may not write runs no jobs, nor does one of somebody else."""
+        if token not in self.write or owner not in ("me", "team"):
+            return _problem(401 if not token else 403, f"Not allowed to run jobs in the namespace {owner}")
+        return None if self.jobs else _problem(404, "no jobs here")
+
+    def _jobs(self, at: dict[str, str], body: bytes, token: str, lag: bool, query: dict[str, list[str]]) -> Answer:
+        """The jobs of a namespace that have these stages and all of these labels."""
+        if refusal := self._no_jobs(at["owner"], token):
+            return refusal
+        assert self.jobs
+        labels = dict(one.split("=", 1) for one in query.get("label", []))
+        found = [one for one in self.jobs.all.values() if one.owner == at["owner"]]
+        found = [one for one in found if one.stage in query.get("stage", [one.stage])]
+        return _json([one.shown() for one in found if labels.items() <= one.spec["labels"].items()])
+
+    def _submit(self, at: dict[str, str], body: bytes, token: str, lag: bool, query: dict[str, list[str]]) -> Answer:
+        if refusal := self._no_jobs(at["owner"], token):
+            return refusal
+        assert self.jobs
+        spec = json.loads(body)
+        fault = self.jobs.fault(spec)
+        return _problem(400, fault) if fault else _json(self.jobs.submit(at["owner"], spec).shown())
+
+    def _job(self, at: dict[str, str], body: bytes, token: str, lag: bool, query: dict[str, list[str]]) -> Answer:
+        """One job, which `cancel` ends."""
+        if refusal := self._no_jobs(at["owner"], token):
+            return refusal
+        assert self.jobs
+        found = self.jobs.all.get(at["id"])
+        if found is None or found.owner != at["owner"]:
+            return _problem(404, "Job not found")
+        if at["cancel"]:
+            self.jobs.end(found, "CANCELED")
+        return _json(found.shown())
+
+    def log_of(self, method: str, url: str, token: str) -> Iterator[bytes] | None:
+        """The events of a job's log, None for any other request, or one that may not see it."""
+        found = re.fullmatch(_LOGS, f"{method} {urlsplit(url).path}")
+        job = self.jobs.all.get(found["id"]) if self.jobs and found else None
+        if not found or not self.jobs or not job or self._no_jobs(found["owner"], token):
+            return None
+        return self.jobs.events(job, self.closing)
+
     def _find(self, at: dict[str, str], token: str, lag: bool) -> tuple[Repo, str, Answer | None]:
         """Repository and commit, or why not; strangers do not learn whether a private repository exists."""
         repo = self.repos.get((at["type"][:-1], at["repo"]))
@@ -282,10 +332,15 @@ class Hub:
 
 
 _TYPE = r"(?P<type>datasets|models|spaces)"
+_LOGS = r"GET /api/jobs/(?P<owner>[\w-]+)/(?P<id>\w+)/logs"
 _ROUTES = (
     (r"GET /api/whoami-v2", "_whoami"),
     (r"POST /api/repos/create", "_create"),
     (r"POST /api/validate-yaml", "_yaml"),
+    (r"GET /api/jobs/(?P<owner>[\w-]+)", "_jobs"),
+    (r"POST /api/jobs/(?P<owner>[\w-]+)", "_submit"),
+    (r"GET /api/jobs/(?P<owner>[\w-]+)/(?P<id>\w+)(?P<cancel>)", "_job"),
+    (r"POST /api/jobs/(?P<owner>[\w-]+)/(?P<id>\w+)(?P<cancel>/cancel)", "_job"),
     (rf"GET /api/{_TYPE}/{_REPO}(/revision/(?P<rev>.+))?", "_info"),
     (rf"GET /api/{_TYPE}/{_REPO}/tree/(?P<rev>[^/]+)(?P<path>.*)", "_tree"),
     (rf"POST /api/{_TYPE}/{_REPO}/branch/(?P<rev>[^/]+)", "_branch"),
@@ -359,6 +414,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif instead := _instead(kind, hub.endpoint, self.path):
             self._send(*instead)
+        elif log := hub.log_of(self.command, self.path, token):
+            self._stream(log)
         else:
             answer = hub.answer(self.command, self.path, body, token, kind == "lag")
             if hub.commit_seconds and answer[0] == 200 and "/commit/" in self.path:
@@ -391,6 +448,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
         if kind == "hang":
             self.hub.closing.wait(self.hub.patience)
+
+    def _stream(self, parts: Iterator[bytes]) -> None:
+        """An answer without a length, that goes on for as long as there are parts."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            for part in parts:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+            self.wfile.write(b"0\r\n\r\n")
 
     def _slowly(self, parts: Iterable[bytes], pause: float) -> None:
         """Writes these parts until the client has had enough or the Hub closes."""

@@ -61,6 +61,11 @@ class HubStore:
         self._uploads: dict[tuple[str, Path, int, int], CommitOperationAdd] = {}
 
     @property
+    def repo(self) -> Repo:
+        """Where the store lies, for what is asked of the Hub besides it. Holds the token."""
+        return self._repo
+
+    @property
     def label(self) -> str:
         """`hf://datasets/name/repo@main/folder`."""
         return self._repo.label

@@ -28,8 +28,11 @@ class HubClient:
         self._repo, self._timeout, self._pause = repo, timeout, pause
         self._api: HfApi | None = None
 
-    def write(self, what: str, once: Callable[[HfApi], _T]) -> _T:
-        """What `once` returns after bounded tries. Raises Conflict, and StoreError for every other error."""
+    def write(self, what: str, once: Callable[[HfApi], _T], failed: str = "") -> _T:
+        """What `once` returns after bounded tries. Raises Conflict, and StoreError for every other error.
+
+        The latter begins with `failed` when nothing came of any try; default: the store could not be written.
+        """
         if not self._repo.token:
             raise self._repo.unwritable()
 
@@ -42,7 +45,7 @@ class HubClient:
             raise trouble
 
         host = urlsplit(self._repo.endpoint).hostname
-        return insist(f"{self._repo.label} could not be written: {host}", translated, self._pause)
+        return insist(f"{failed or f'{self._repo.label} could not be written'}: {host}", translated, self._pause)
 
     def _opened(self) -> HfApi:
         """The library's client, without its own endless waits, retries, progress bars and ambient token."""
