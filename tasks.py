@@ -357,6 +357,57 @@ def smoke(
         proving.do_smoke(job, long=full)
 
 
+_BENCH = {
+    "lengths": "sequence lengths (default: 1024 to 32768, each twice the one before)",
+    "head_dims": "head dimensions",
+    "causal": "the causal mask: both, yes or no",
+    "dtype": "bfloat16 or float16",
+    "batch": "batch size",
+    "heads": "heads of queries and of keys",
+    "quick": "three lengths, fewer calls: a minute at most",
+    "from": "draw table and chart from this file of an earlier run; needs no GPU",
+    "out": "the folder for the figures (.json) and the chart (.png)",
+}
+
+
+@task(auto_shortflags=False, help={**_BENCH, **_flags("python", "manifest", "json", "dry_run")})
+def bench(
+    c: Context,
+    python: str | None = None,
+    manifest: str | None = None,
+    lengths: str = "",
+    head_dims: str = "64,128",
+    causal: str = "both",
+    dtype: str = "bfloat16",
+    batch: str = "4",
+    heads: str = "32",
+    quick: bool = False,
+    from_: str = "",
+    out: str = "bench",
+    json: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """How fast the installed package is here against torch's attention, each result checked (exit 6: one is wrong).
+
+    Medians of CUDA event times with a cold L2 cache, the functions in turns; against a float32 reference.
+
+    Example: sagewheels bench --quick
+    A chart of what was measured elsewhere: sagewheels bench --from bench/bench-nvidia-h100.json
+    """
+    from pathlib import Path
+
+    from sagewheels import bench as benching
+
+    with run.job(c, python=python, manifest=manifest, dry_run=dry_run, as_json=json, locked=False) as job:
+        if from_:
+            benching.again(job, Path(from_), Path(out))
+            return
+        wish = benching.plan(
+            lengths=lengths, head_dims=head_dims, causal=causal, dtype=dtype, batch=batch, heads=heads, quick=quick
+        )
+        benching.measure(job, wish, Path(out))
+
+
 @task(help=_flags("python", "manifest", "dry_run"))
 def rollback(c: Context, python: str | None = None, manifest: str | None = None, dry_run: bool = False) -> None:
     """Put back what was installed before, also when it came from elsewhere; once more goes back one more step.
@@ -499,6 +550,7 @@ namespace = Collection(
     generate,
     upload,
     smoke,
+    bench,
     rollback,
     init_hf,
     list_,

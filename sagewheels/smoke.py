@@ -30,8 +30,8 @@ _NO_DRIVER = "libcuda.so.1"
 _NUMBER = itertools.count(1)
 AT = "at: "
 """Begins the line by which a probe says what it is about to do, for the case that it does not come back."""
-PROBES = ("smoke", "full")
-"""The long checks use what the short ones are made of."""
+PROBES = ("smoke", "full", "bench")
+"""The others use what the short checks are made of."""
 
 
 class Crashed(SmokeFailed):
