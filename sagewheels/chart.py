@@ -42,6 +42,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         _panel(axes, found, points, {found["function"]: _OWN, **colours})
         axes.set_title(f"head_dim {dim}, {'causal' if causal else 'full'}", fontsize=10, loc="left")
     for row in grid:
+        # Of a row that shares its axis, only when all of it is drawn: before, what is there already sets the limit.
+        row[0].set_ylim(bottom=0)
         row[0].set_ylabel("TFLOPS, more is better", fontsize=9)
     for axes in grid[-1]:
         axes.set_xlabel("sequence length", fontsize=9)
@@ -90,7 +92,6 @@ def _panel(axes: Axes, found: Mapping[str, Any], points: list[Mapping[str, Any]]
     ticks = [f"{length // 1024}k" if length % 1024 == 0 else str(length) for length in lengths]
     axes.set_xticks(range(len(lengths)), ticks)
     axes.tick_params(labelsize=8.5)
-    axes.set_ylim(bottom=0)
     axes.margins(y=0.16)
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
@@ -106,4 +107,6 @@ def _speedups(axes: Axes, points: list[Mapping[str, Any]], name: str, x: list[in
     for a, b, one in zip(x, y, both, strict=True):
         if "ms" in one.get("SDPA", {}):
             text = f"{one['SDPA']['ms'] / one[name]['ms']:.2f}x"
-            axes.annotate(text, (a, b), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=_OWN)
+            axes.annotate(
+                text, (a, b), (-3, 7), textcoords="offset points", ha="right" if a else "center", fontsize=8, color=_OWN
+            )

@@ -107,7 +107,7 @@ def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any],
         env = {key: value for key, value in settings.environ.items() if not key.startswith("PYTHON")}
         argv: list[str | Path] = [found.python, "-B", folder / f"sagewheels_{probe}.py", json.dumps(order)]
         log = _log_path(settings)
-        code = _watched(argv, env, folder / "empty", log, seconds)
+        code = _watched(argv, env, folder / "empty", log, seconds, "smoke" if probe == "full" else probe)
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     try:
         answer: dict[str, Any] = json.loads([line for line in lines if line.startswith("{")][-1])
@@ -122,10 +122,12 @@ def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any],
     return {**answer, "log": str(log)}
 
 
-def _watched(argv: Sequence[str | Path], env: Mapping[str, str], folder: Path, log: Path, seconds: int) -> int:
+def _watched(
+    argv: Sequence[str | Path], env: Mapping[str, str], folder: Path, log: Path, seconds: int, topic: str
+) -> int:
     """Runs a probe to its end, showing what it is at; its exit code, SIGKILL's when it took too long."""
     end = time.monotonic() + seconds
-    with log.open("w", encoding="utf-8") as stream, ui.progress("smoke") as shown:
+    with log.open("w", encoding="utf-8") as stream, ui.progress(topic) as shown:
         with proc.stream(argv, log=stream, env=env, cwd=folder) as process:
             while process.poll() is None and time.monotonic() < end:
                 shown.update(_at(log.read_text(encoding="utf-8", errors="replace").splitlines()) or "loading")
