@@ -25,6 +25,7 @@ _HELP = {
     "dry_run": "print the plan with the reason for each step, change nothing",
     "wheel": "a wheel of the wheelhouse (default: the best fit there)",
     "force": "compile even when the wheelhouse has this build key",
+    "comfyui": "the folder of a ComfyUI, whose Python is the one to install into (COMFYUI_PATH)",
     "offline": "ask no Hub, package index or git server: what is on this machine must do (SAGE_OFFLINE)",
     "full": "also the long checks: streams, graphs, odd lengths, a second GPU, torch.compile (minutes)",
     "rebuild": "compile even when a wheel fits",
@@ -39,12 +40,14 @@ def _flags(*names: str) -> dict[str, str]:
 
 
 @task(
-    default=True, help=_flags("arch", "python", "store", "manifest", "offline", "json", "dry_run", "rebuild", "no_wait")
+    default=True,
+    help=_flags("arch", "python", "comfyui", "store", "manifest", "offline", "json", "dry_run", "rebuild", "no_wait"),
 )
 def auto(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
+    comfyui: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
     offline: bool = False,
@@ -64,6 +67,7 @@ def auto(
         c,
         arch=arch,
         python=python,
+        comfyui=comfyui,
         store=store,
         manifest=manifest,
         offline=offline,
@@ -74,11 +78,12 @@ def auto(
         graph.auto(job, rebuild=rebuild, no_wait=no_wait)
 
 
-@task(help=_flags("arch", "python", "store", "manifest", "offline", "json", "dry_run"))
+@task(help=_flags("arch", "python", "comfyui", "store", "manifest", "offline", "json", "dry_run"))
 def install(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
+    comfyui: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
     offline: bool = False,
@@ -96,6 +101,7 @@ def install(
         c,
         arch=arch,
         python=python,
+        comfyui=comfyui,
         store=store,
         manifest=manifest,
         offline=offline,
@@ -106,11 +112,12 @@ def install(
         graph.install(job)
 
 
-@task(help=_flags("arch", "python", "store", "manifest", "offline", "dry_run"))
+@task(help=_flags("arch", "python", "comfyui", "store", "manifest", "offline", "dry_run"))
 def stack(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
+    comfyui: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
     offline: bool = False,
@@ -122,7 +129,9 @@ def stack(
     """
     from sagewheels import steps
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, offline=offline, dry_run=dry_run) as job:
+    with run.job(
+        c, arch=arch, python=python, comfyui=comfyui, store=store, manifest=manifest, offline=offline, dry_run=dry_run
+    ) as job:
         steps.do_stack(job)
 
 
@@ -156,11 +165,12 @@ def fetch(
         steps.do_fetch(job)
 
 
-@task(help=_flags("arch", "python", "manifest", "wheel", "dry_run"))
+@task(help=_flags("arch", "python", "comfyui", "manifest", "wheel", "dry_run"))
 def verify(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
+    comfyui: str | None = None,
     manifest: str | None = None,
     wheel: str = "",
     dry_run: bool = False,
@@ -171,7 +181,7 @@ def verify(
     """
     from sagewheels import steps
 
-    with run.job(c, arch=arch, python=python, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, arch=arch, python=python, comfyui=comfyui, manifest=manifest, dry_run=dry_run) as job:
         steps.do_verify(job, steps.choose(job, wheel))
 
 
@@ -337,10 +347,11 @@ def upload(
         steps.do_upload(job, steps.choose(job, wheel), asked=True, named=bool(wheel))
 
 
-@task(help=_flags("python", "store", "manifest", "full", "json", "dry_run"))
+@task(help=_flags("python", "comfyui", "store", "manifest", "full", "json", "dry_run"))
 def smoke(
     c: Context,
     python: str | None = None,
+    comfyui: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
     full: bool = False,
@@ -353,7 +364,9 @@ def smoke(
     """
     from sagewheels import proving
 
-    with run.job(c, python=python, store=store, manifest=manifest, dry_run=dry_run, as_json=json) as job:
+    with run.job(
+        c, python=python, comfyui=comfyui, store=store, manifest=manifest, dry_run=dry_run, as_json=json
+    ) as job:
         proving.do_smoke(job, long=full)
 
 
@@ -408,15 +421,21 @@ def bench(
         benching.measure(job, wish, Path(out))
 
 
-@task(help=_flags("python", "manifest", "dry_run"))
-def rollback(c: Context, python: str | None = None, manifest: str | None = None, dry_run: bool = False) -> None:
+@task(help=_flags("python", "comfyui", "manifest", "dry_run"))
+def rollback(
+    c: Context,
+    python: str | None = None,
+    comfyui: str | None = None,
+    manifest: str | None = None,
+    dry_run: bool = False,
+) -> None:
     """Put back what was installed before, also when it came from elsewhere; once more goes back one more step.
 
     Example: sagewheels rollback --dry-run
     """
     from sagewheels import rollback as way
 
-    with run.job(c, python=python, manifest=manifest, dry_run=dry_run) as job:
+    with run.job(c, python=python, comfyui=comfyui, manifest=manifest, dry_run=dry_run) as job:
         way.rollback(job)
 
 
@@ -457,12 +476,13 @@ def list_(
 _LOG = {"log": "explain this log instead: of a build, of ComfyUI, a traceback; - reads what is piped in"}
 
 
-@task(help={**_LOG, **_flags("arch", "python", "store", "manifest", "json")})
+@task(help={**_LOG, **_flags("arch", "python", "comfyui", "store", "manifest", "json")})
 def doctor(
     c: Context,
     log: str = "",
     arch: str | None = None,
     python: str | None = None,
+    comfyui: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
     json: bool = False,
@@ -475,11 +495,35 @@ def doctor(
     from sagewheels import diagnosis
     from sagewheels import doctor as checks
 
-    with run.job(c, arch=arch, python=python, store=store, manifest=manifest, as_json=json, locked=False) as job:
+    with run.job(
+        c, arch=arch, python=python, comfyui=comfyui, store=store, manifest=manifest, as_json=json, locked=False
+    ) as job:
         if log:
             diagnosis.show(job, log)
         else:
             checks.show(job)
+
+
+_CHECK = {"check": "call ComfyUI's attention on this GPU and see which kernels it runs"}
+
+
+@task(help={**_CHECK, **_flags("comfyui", "python", "manifest", "json")})
+def comfyui(
+    c: Context,
+    comfyui: str | None = None,
+    python: str | None = None,
+    manifest: str | None = None,
+    check: bool = False,
+    json: bool = False,
+) -> None:
+    """Which Python your ComfyUI runs with, and how to start it; --check: that its attention call is fast (exit 6: no).
+
+    Example: sagewheels comfyui --check --comfyui ~/ComfyUI
+    """
+    from sagewheels import comfyui as comfy
+
+    with run.job(c, comfyui=comfyui, python=python, manifest=manifest, as_json=json, locked=False) as job:
+        comfy.show(job, check=check)
 
 
 @task
@@ -551,6 +595,7 @@ namespace = Collection(
     upload,
     smoke,
     bench,
+    comfyui,
     rollback,
     init_hf,
     list_,

@@ -26,10 +26,11 @@ FLAGS = {
     "store": "SAGE_STORE",
     "manifest": "SAGE_MANIFEST",
     "offline": "SAGE_OFFLINE",
+    "comfyui": "COMFYUI_PATH",
 }
 """Command line flag -> the setting that it overrides."""
 
-_PATHS = frozenset({"OBJECT_CACHE_DIR", "SIGNING_KEY", "TRUSTED_SIGNERS", "REVOKED_SIGNERS"})
+_PATHS = frozenset({"COMFYUI_PATH", "OBJECT_CACHE_DIR", "SIGNING_KEY", "TRUSTED_SIGNERS", "REVOKED_SIGNERS"})
 """Paths that may be left unset."""
 
 _NO_NETWORK = {"UV_OFFLINE": "1", "PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1", "GIT_ALLOW_PROTOCOL": "file"}
@@ -61,6 +62,7 @@ class Settings:
     sage_store: str = ""
     sage_offline: bool = False
     python_bin: str = ""
+    comfyui_path: str = ""
     torch_channel: str = "nightly"
     cuda_index_variant: str = "cu128"
     torch_index_url: str = ""

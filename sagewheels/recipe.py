@@ -84,7 +84,8 @@ class Recipe:
     `stable_torch` is the oldest torch of a source on the stable ABI, empty for one that needs the very torch it was
     compiled with; `also` names other build manifests whose wheels will do as well; `shims` is a folder of headers of
     ours that compilers find before torch's; `unit_rules` are by the unit's file in the source; `next` is what people do
-    with the package once it is installed, in words.
+    with the package once it is installed, in words; ComfyUI uses the package when it is started with
+    `comfyui_arguments`, and then calls it in `comfyui_function` of its attention module.
     """
 
     file: Path
@@ -113,6 +114,8 @@ class Recipe:
     smoke: Mapping[str, Any] = field(repr=False)
     known_bad: tuple[Mark, ...] = ()
     next: tuple[str, ...] = ()
+    comfyui_arguments: tuple[str, ...] = ()
+    comfyui_function: str = ""
 
     def rules(self, archs: Sequence[Arch]) -> list[ArchRule]:
         """The rule of each arch; whether it takes a `90a` or a `90` cubin is for the source to say, not the user.
@@ -210,7 +213,7 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
     if top.whole("schema") != SCHEMA:
         raise UsageError(f"{path}: schema {data['schema']} is not {SCHEMA}", "Update sagewheels")
     source, build, smoke = top.table("source"), top.table("build"), top.table("smoke")
-    stable = top.table("stable_abi")
+    stable, comfyui = top.table("stable_abi"), top.table("comfyui")
     since = build.table("nvcc_flags_since")
     units = {name: _units(item) for name, item in top.table("extension").tables()}
     recipe = Recipe(
@@ -240,8 +243,10 @@ def parse(data: Mapping[str, Any], path: Path) -> Recipe:
         smoke=smoketable.check(smoke),
         known_bad=tuple(mark for item in top.listed("known_bad") for mark in _known_bad(item)),
         next=top.texts("next", ()),
+        comfyui_arguments=comfyui.texts("arguments", ()),
+        comfyui_function=comfyui.text("function", ""),
     )
-    for table in (top, source, build, stable):
+    for table in (top, source, build, stable, comfyui):
         table.nothing_left()
     return recipe
 

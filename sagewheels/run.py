@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SWITCHES = frozenset(
     "--dry-run -d --rebuild -r --no-wait -n --offline -o --force -f --all --full --json -j --sign -i --failed "
-    "--accept-new --detach --quick -q".split()
+    "--accept-new --detach --quick --check".split()
 )
 """The flags that take no value."""
 

@@ -30,7 +30,7 @@ _NO_DRIVER = "libcuda.so.1"
 _NUMBER = itertools.count(1)
 AT = "at: "
 """Begins the line by which a probe says what it is about to do, for the case that it does not come back."""
-PROBES = ("smoke", "full", "bench")
+PROBES = ("smoke", "full", "bench", "comfyui")
 """The others use what the short checks are made of."""
 
 

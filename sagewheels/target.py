@@ -12,7 +12,7 @@ from typing import Any
 
 from packaging import tags
 
-from sagewheels import proc
+from sagewheels import comfyui, proc
 from sagewheels.config import Settings
 from sagewheels.errors import UsageError
 from sagewheels.resources import probe_source
@@ -68,6 +68,7 @@ def locate(settings: Settings) -> tuple[Path, str]:
     Raises UsageError when there is none, or when it is the tool's own environment.
     """
     for path, why in _choices(settings):
+        comfyui.demand_meant(settings, path, why)
         if (path.parent.parent / TOOL_MARKER).exists():
             raise UsageError(f"{path} belongs to sagewheels itself", "Set PYTHON_BIN to the Python that runs your code")
         return path, why
@@ -75,6 +76,8 @@ def locate(settings: Settings) -> tuple[Path, str]:
 
 
 def _choices(settings: Settings) -> list[tuple[Path, str]]:
+    if own := comfyui.chosen(settings):
+        return [(own.path, own.why)]
     if settings.python_bin:
         named = settings.python_bin
         found = shutil.which(
@@ -133,6 +136,8 @@ def relies_on(settings: Settings, found: Target, packages: Iterable[str]) -> dic
         # What would be found before it on PATH, and what would make it ours.
         folders = settings.variable("PATH").split(os.pathsep)
         earlier = [str(Path(folder) / path.name) for folder in folders]
+        folder = Path(settings.comfyui_path) if settings.comfyui_path else Path.cwd()
+        earlier += map(str, comfyui.places(comfyui.folder_of(folder)) if comfyui.is_checkout(folder) else ())
         named = [str(path), str(found.python), str(path.parent.parent / TOOL_MARKER)]
         contents, stats = map(str, listed["contents"]), map(str, listed["stats"])
         return {"contents": [*contents, *named[2:], *earlier], "stats": [*stats, *named[:2]]}
