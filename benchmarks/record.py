@@ -50,7 +50,7 @@ def record(command: list[str], columns: int, seconds: float) -> tuple[str, int]:
             time.sleep(0.2)
         code = _pane(server, "#{pane_dead_status}")
         screen = subprocess.run(
-            [*server, "capture-pane", "-p", "-e"], check=True, capture_output=True, text=True
+            [*server, "capture-pane", "-p", "-e", "-S", "-"], check=True, capture_output=True, text=True
         ).stdout
     finally:
         subprocess.run([*server, "kill-server"], check=False)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sagewheels import benchfile, smoke, ui
+from sagewheels import benchfile, extras, smoke, ui
 from sagewheels.errors import SageError, SmokeFailed, UsageError
 from sagewheels.job import Job
 from sagewheels.recipe import Recipe
@@ -91,7 +91,7 @@ def measure(job: Job, wish: Plan, folder: Path) -> None:
         raise UsageError(f"torch in {target.prefix} sees no GPU, nvidia-smi lists {len(job.host.gpus)}", "Run doctor")
     show(job, found, folder)
     if wrong := list(benchfile.wrong(found)):
-        what = f"{ui.count(len(wrong), 'result')} of {found['function']} wrong, first at {wrong[0]}"
+        what = f"{ui.count(len(wrong), 'result')} wrong, first {wrong[0]}"
         raise SmokeFailed(what, "Nothing was changed: smoke says whether the wheel is to blame")
 
 
@@ -114,7 +114,7 @@ def _result(job: Job, wish: Plan, kept: Path) -> dict[str, Any] | None:
     if not lines:
         return None
     head, points = lines[0], lines[1:]
-    bounds = {key: job.recipe.smoke[key] for key in ("min_cosine", "max_relative_l2")}
+    bounds = {key: job.recipe.smoke[key] for key in benchfile.BOUNDS if key in job.recipe.smoke}
     return {
         "schema": benchfile.SCHEMA,
         "at_utc": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -154,7 +154,7 @@ def show(job: Job, found: Mapping[str, Any], folder: Path, *, write: bool = True
 
         chart.draw(found, base.with_suffix(".png"))
     except ImportError:
-        ui.say("bench", "no chart: matplotlib is missing (pip install 'sagewheels[chart]'), then bench --from draws it")
+        ui.say("bench", f"no chart: matplotlib is missing. {extras.remedy('matplotlib')}, then bench --from draws it")
         return
     ui.say("bench", f"the chart is in {base.with_suffix('.png')}")
 

@@ -37,9 +37,14 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     grid = figure.subplots(len(masks), len(dims), squeeze=False, sharex=True, sharey="row")
     names = benchfile.names([point for points in panels.values() for point in points])
     colours = {name: _colour(name, place, found["function"]) for place, name in enumerate(_others(names, found))}
+    # Of all panels: they share the axis, and one that was cut off has fewer.
+    lengths = sorted({point["shape"][2] for point in found["points"]})
+    for axes in grid.flat:
+        axes.set_visible(False)
     for (dim, causal), points in panels.items():
         axes = grid[masks.index(causal)][dims.index(dim)]
-        _panel(axes, found, points, {found["function"]: _OWN, **colours})
+        axes.set_visible(True)
+        _panel(axes, found, points, lengths, {found["function"]: _OWN, **colours})
         axes.set_title(f"head_dim {dim}, {'causal' if causal else 'full'}", fontsize=10, loc="left")
     for row in grid:
         # Of a row that shares its axis, only when all of it is drawn: before, what is there already sets the limit.
@@ -70,8 +75,13 @@ def _colour(name: str, place: int, own: str) -> str:
     return _OWN if name == own else _COLOURS[place % len(_COLOURS)]
 
 
-def _panel(axes: Axes, found: Mapping[str, Any], points: list[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    lengths = [point["shape"][2] for point in points]
+def _panel(
+    axes: Axes,
+    found: Mapping[str, Any],
+    points: list[Mapping[str, Any]],
+    lengths: list[int],
+    colours: Mapping[str, str],
+) -> None:
     for name, colour in colours.items():
         ran = [(point["shape"], point["functions"][name]) for point in points if _ran(point, name)]
         if not ran:

@@ -16,6 +16,11 @@ _TOOL = ".sagewheels-tool"
 """What the bootstrap script puts into the environment that is ours alone."""
 
 
+def remedy(module: str) -> str:
+    """How the library comes beside the tool, wherever that is: the name of the library, not one that nobody owns."""
+    return f"Run {sys.executable} -m uv pip install --python {sys.executable} {module}"
+
+
 def demand(settings: Settings, extra: str, module: str) -> None:
     """The module of the extra can be imported: in the bootstrap script's own environment it is installed if needed.
 
@@ -25,7 +30,7 @@ def demand(settings: Settings, extra: str, module: str) -> None:
         return
     uv = installer.uv_program(settings)
     if not uv or not (Path(sys.prefix) / _TOOL).exists():
-        raise UsageError(f"{extra} needs {module}, which is not installed", f"Run pip install 'sagewheels[{extra}]'")
+        raise UsageError(f"{extra} needs {module}, which is not installed", remedy(module))
     ui.say(extra, f"installing {module} beside the tool (once)")
     pins = ROOT / "constraints.txt"
     argv: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", sys.executable, "-c", pins, module]

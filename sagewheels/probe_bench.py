@@ -53,10 +53,20 @@ def checked(torch, run, inputs, causal, want):
     try:
         return smoke.compare(torch, run(*inputs, causal), want)
     except Exception as error:
-        if "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError":
-            raise  # the context is lost: nothing that follows would mean anything
-        traceback.print_exc()
-        return {"error": smoke.short(error)}
+        return failed(error)
+
+
+def failed(error):
+    """What is said of a function that raised; raises it again where nothing that follows would mean anything.
+
+    Too little memory is no fault of a function.
+    """
+    if "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError":
+        raise error  # the context is lost
+    traceback.print_exc()
+    if "OutOfMemory" in type(error).__name__:
+        return {"skipped": "the GPU has not enough memory for it"}
+    return {"error": smoke.short(error)}
 
 
 def once(torch, run, inputs, causal, flush):
@@ -70,19 +80,37 @@ def once(torch, run, inputs, causal, flush):
     return start.elapsed_time(end)
 
 
+def repeated(torch, run, inputs, causal, flush, count):
+    """Milliseconds of so many calls, and what became of one that raised."""
+    times = []
+    try:
+        for _ in range(count):
+            times.append(once(torch, run, inputs, causal, flush))
+    except Exception as error:
+        return times, failed(error)
+    return times, {}
+
+
 def timed(torch, functions, inputs, causal, order, flush):
-    """Milliseconds of many calls of each function, in turns, so that a clock that drifts drifts for all of them."""
-    counts = {}
-    times = {name: [] for name in functions}  # type: dict[str, list[float]]
+    """Name -> milliseconds of many calls, and name -> what became of those that raise only now.
+
+    In turns, so that a clock that drifts drifts for all of them.
+    """
+    counts, gone = {}, {}
+    times = {}  # type: dict[str, list[float]]
     for name, run in functions.items():
-        for _ in range(3):  # warm: modules are loaded, and what is tuned at the first call is tuned
-            spent = once(torch, run, inputs, causal, flush)
+        # Warm: modules are loaded, and what is tuned at the first call is tuned.
+        warm, gone[name] = repeated(torch, run, inputs, causal, flush, 3)
+        spent = warm[-1] if warm else 1.0
         counts[name] = max(1, min(100, int(order["seconds"] * 1000 / order["rounds"] / max(spent, 1e-3))))
+        times[name] = []
     names = list(functions)
-    for turn in range(order["rounds"]):
+    for turn in range(order["rounds"] if names else 0):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            times[name] += [once(torch, functions[name], inputs, causal, flush) for _ in range(counts[name])]
-    return times
+            if not gone[name]:
+                more, gone[name] = repeated(torch, functions[name], inputs, causal, flush, counts[name])
+                times[name] += more
+    return {name: each for name, each in times.items() if not gone[name]}, {n: why for n, why in gone.items() if why}
 
 
 def needed(shape, dtype_bytes):
@@ -107,7 +135,9 @@ def measure(torch, functions, shape, order, flush):
             fit[name] = run
     del want
     torch.cuda.empty_cache()
-    for name, times in timed(torch, fit, inputs, causal, order, flush).items():
+    ran, gone = timed(torch, fit, inputs, causal, order, flush)
+    point["functions"].update(gone)
+    for name, times in ran.items():
         times.sort()
         at = lambda share: times[min(len(times) - 1, int(share * len(times)))]  # noqa: B023, E731
         point["functions"][name].update(ms=at(0.5), p20=at(0.2), p80=at(0.8), runs=len(times))
