@@ -467,7 +467,8 @@ def test_without_fabric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     with pytest.raises(UsageError) as caught:
         extras.demand(settings, "fleet", "no_such_module")
     assert str(caught.value) == (
-        "fleet needs no_such_module, which is not installed. Run pip install 'sagewheels[fleet]'."
+        "fleet needs no_such_module, which is not installed. "
+        f"Run {sys.executable} -m uv pip install --python {sys.executable} no_such_module."
     )
     said = tmp_path / "said"
     uv = wheels.script(tmp_path / "uv", f'#!/bin/sh\necho "$@" >{said}\n')
