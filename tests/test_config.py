@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sagewheels import config
-from sagewheels.config import FLAGS, KEYS, SECRETS, Settings, exposed, load
+from sagewheels.config import FLAGS, KEYS, SECRETS, Settings, exposed, is_path, load
 from sagewheels.errors import UsageError
 
 EXAMPLE = Path(config.__file__).parents[1] / ".env.example"
@@ -85,7 +85,8 @@ def test_each_flag_overrides_its_setting(here: Path) -> None:
             assert getattr(load({key: "1"}, cwd=here, flags={flag: False}), key.lower()) is True, "a flag not given"
             continue
         settings = load({key: "of the environment"}, cwd=here, flags={flag: "of the flag"})
-        assert getattr(settings, key.lower()) == "of the flag"
+        meant = str(here / "of the flag") if is_path(key) else "of the flag"
+        assert getattr(settings, key.lower()) == meant
 
 
 def test_the_environment_is_read_when_settings_are_loaded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
