@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_FLAGS = frozenset({"--arch", "--python", "--store", "--manifest"})
+_FLAGS = frozenset({"--arch", "--python", "--comfyui", "--store", "--manifest"})
 _SWITCHES = frozenset({"--no-wait", "--offline"})
 """The flags with which `auto` still says that there is nothing to do; with any other it takes the ordinary way."""
 
