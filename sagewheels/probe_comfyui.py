@@ -21,6 +21,9 @@ SHAPES = ((10, 64, 4096, 4096), (24, 128, 4352, 4352), (20, 64, 1024, 77), (16, 
 """heads, head_dim, length, keys: an SDXL level, a Flux block of 1024 x 1024, a cross attention, something short."""
 
 
+CALLS: list[int] = []  # of the stand-in, where there is no GPU
+
+
 class Said(logging.Handler):
     def __init__(self):
         super().__init__(logging.INFO)
@@ -75,10 +78,11 @@ def kernels(torch, run):
 def called(torch, attention, said, case, on_gpu):
     q_k_v, mask = inputs(torch, "cuda" if on_gpu else "cpu", case, 2 if on_gpu else 1)
     rest = {"mask": mask, "skip_reshape": case["skip_reshape"]}
-    before = len(said.faults)
+    before, calls = len(said.faults), len(CALLS)
     run = lambda: attention.optimized_attention(*q_k_v, case["heads"], **rest)  # noqa: E731
     out, case["kernels"] = kernels(torch, run) if on_gpu else (run(), [])
     case["fallback"] = said.faults[before:]
+    case["handed_over"] = on_gpu or len(CALLS) > calls
     if not on_gpu:  # what was computed is the stand-in's: its numbers say nothing
         return
     heads = lambda x: x.view(x.shape[0], x.shape[1], case["heads"], case["head_dim"]).transpose(1, 2)  # noqa: E731
@@ -93,6 +97,7 @@ def stand_in(torch, real):
     signature = inspect.signature(real)
 
     def attend(*args, **kwargs):
+        CALLS.append(1)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         q, k, v = list(bound.arguments.values())[:3]

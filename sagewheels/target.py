@@ -136,8 +136,8 @@ def relies_on(settings: Settings, found: Target, packages: Iterable[str]) -> dic
         # What would be found before it on PATH, and what would make it ours.
         folders = settings.variable("PATH").split(os.pathsep)
         earlier = [str(Path(folder) / path.name) for folder in folders]
-        folder = Path(settings.comfyui_path) if settings.comfyui_path else Path.cwd()
-        earlier += map(str, comfyui.places(comfyui.folder_of(folder)) if comfyui.is_checkout(folder) else ())
+        folder = comfyui.around(Path(settings.comfyui_path or Path.cwd()))
+        earlier += map(str, comfyui.places(folder) if folder else ())
         named = [str(path), str(found.python), str(path.parent.parent / TOOL_MARKER)]
         contents, stats = map(str, listed["contents"]), map(str, listed["stats"])
         return {"contents": [*contents, *named[2:], *earlier], "stats": [*stats, *named[:2]]}

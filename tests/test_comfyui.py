@@ -204,9 +204,27 @@ def test_those_in_usual_places_are_suggested_and_not_taken(
 @pytest.mark.parametrize("name", ["venv", ".venv", "python_embeded", "python_embedded"])
 @pytest.mark.parametrize("above", [False, True])
 def test_the_python_beside_it_is_its_own(folder: Path, name: str, above: bool) -> None:
-    python = an_environment((folder.parent if above else folder) / name)
+    place = (folder.parent if above else folder) / name
+    python = an_environment(place)
+    if above and name in ("venv", ".venv"):
+        assert comfyui.chosen(Settings(comfyui_path=str(folder))) is None, "a home may hold one for other things"
+        (place / "lib/python3.12/site-packages/comfyui_frontend_package-1.0.dist-info").mkdir(parents=True)
     found = comfyui.chosen(Settings(comfyui_path=str(folder)))
     assert found == comfyui.Python(path=python, why=f"the {name} of {folder}")
+
+
+def test_a_link_to_its_environment_is_no_second_one(folder: Path) -> None:
+    python = an_environment(folder / ".venv")
+    (folder / "venv").symlink_to(".venv")
+    found = comfyui.chosen(Settings(comfyui_path=str(folder)))
+    assert found is not None and found.path.resolve() == python
+
+
+def test_what_runs_now_and_what_lies_there_need_a_choice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, used = an_environment(folder / "venv"), an_environment(folder.parent / "other")
+    monkeypatch.setattr(comfyui, "running", lambda _: [comfyui.Python(path=used, why="")])
+    line = refused(lambda: comfyui.chosen(Settings(comfyui_path=str(folder))))
+    assert line.startswith(f"the ComfyUI in {folder} has two Pythons, {left} and {used}. ")
 
 
 def test_one_that_runs_on_the_systems_python_leaves_the_default(folder: Path) -> None:
@@ -226,8 +244,7 @@ def test_two_environments_need_a_choice(folder: Path) -> None:
     one, other = an_environment(folder / "venv"), an_environment(folder / ".venv")
     line = refused(lambda: comfyui.chosen(Settings(comfyui_path=str(folder))))
     assert line == (
-        f"the ComfyUI in {folder} has two environments, {one} and {other}. "
-        "Name the one that it is started with: --python."
+        f"the ComfyUI in {folder} has two Pythons, {one} and {other}. Name the one that it is started with: --python."
     )
     assert comfyui.chosen(Settings(comfyui_path=str(folder), python_bin=str(other))) is None
 
@@ -274,7 +291,7 @@ def test_who_stands_in_a_comfyui_does_not_install_into_another_python(
     assert target.locate(given) == (active, "the active environment (VIRTUAL_ENV)"), "it has no Python of its own"
     own = an_environment(folder / "venv")
     assert refused(lambda: target.locate(given)) == (
-        f"the ComfyUI here runs with {own}, and {active} (the active environment (VIRTUAL_ENV)) would be installed "
+        f"the ComfyUI in {folder} runs with {own}, and {active} (the active environment (VIRTUAL_ENV)) would be installed "
         f"into. Add --comfyui {folder}, or --python {active} if you mean that one."
     )
     assert target.locate(replace(given, python_bin=str(active))) == (active, "PYTHON_BIN")
