@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 CONNECT = 15
 """Seconds for a connection, and as many for each answer on the way to a session."""
 
+_LONGEST = 1 << 16
+"""Letters after which a line is handed on though it has not ended: a host may send no newline, and never stop."""
+
 _KRL = b"SSHKRL\n\0"
 """How a list of revoked keys begins that is no text: see PROTOCOL.krl of OpenSSH."""
 
@@ -44,7 +47,7 @@ class Held:
 
 
 class Lines:
-    """A stream that hands on whole lines; the last one too, when it is closed."""
+    """A stream that hands on whole lines, but for endless ones; the last one too, when it is closed."""
 
     def __init__(self, each: Callable[[str], None]) -> None:
         self._each, self._rest = each, ""
@@ -52,6 +55,8 @@ class Lines:
     def write(self, text: str) -> None:
         """Takes what came, wherever it ends."""
         *whole, self._rest = (self._rest + text.replace("\r", "\n")).split("\n")
+        if len(self._rest) > _LONGEST:
+            whole, self._rest = [*whole, self._rest], ""
         for line in filter(str.strip, whole):
             self._each(line.rstrip())
 

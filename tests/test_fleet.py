@@ -20,7 +20,7 @@ from sagewheels.errors import HostsFailed, UsageError
 from sagewheels.fleet import Asked
 from sagewheels.fleetrecord import Outcome
 from sagewheels.job import Job
-from sagewheels.remote import Reach
+from sagewheels.remote import Lines, Reach
 from sagewheels.resources import ROOT
 from tests import sshd, wheels
 from tests.recorder import Recorder
@@ -233,6 +233,16 @@ def test_on_a_terminal_a_table_changes_in_place(command: Fleet) -> None:
 
 
 # Hosts that cannot be reached
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
+    heard: list[str] = []
+    lines = Lines(heard.append)
+    for _ in range(100):
+        lines.write("x" * 10_000)
+    assert len(heard) > 10 and max(map(len, heard)) < 100_000
+    lines.close()
+    assert sum(map(len, heard)) == 1_000_000
 
 
 def test_each_way_not_to_be_reached_has_its_line(server: Server) -> None:
