@@ -235,6 +235,10 @@ def test_on_a_terminal_a_table_changes_in_place(command: Fleet) -> None:
 # Hosts that cannot be reached
 
 
+def test_no_two_hosts_share_a_log() -> None:
+    assert fleetrecord._unique(["x_1", "x_1", "x_1-1", "x_1"]) == ["x_1", "x_1-1", "x_1-1-1", "x_1-2"]
+
+
 def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
     heard: list[str] = []
     lines = Lines(heard.append)
