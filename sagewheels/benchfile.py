@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sagewheels import smoke
 from sagewheels.errors import UsageError
-from sagewheels.files import arriving
+from sagewheels.files import arriving, opened
 
 SCHEMA = 1
 _TEXTS = ("at_utc", "gpu", "arch", "torch", "package", "version", "function", "dtype")
 BOUNDS = ("min_cosine", "max_relative_l2", "max_row_relative_l2")
 """Keys of [smoke] by which a result is judged; a manifest need not bound single rows."""
 _LARGEST = 16 << 20
+_MOST = 32
+"""Columns of a table, and panels of a chart, of which a file of others could ask for any number."""
 
 
 def judged(point: Mapping[str, Any], bounds: Mapping[str, float]) -> dict[str, Any]:
@@ -72,9 +73,11 @@ def save(path: Path, found: Mapping[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """What `save` wrote. Raises UsageError that says what is wrong with the file."""
     try:
-        if path.stat().st_size > _LARGEST:
+        with opened(path) as stream:
+            content = stream.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
             raise UsageError(f"{path} is too large to be from bench", "Name a file that bench wrote")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(content.decode("utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror})", "Name a file that bench wrote") from None
     except (ValueError, RecursionError) as error:
@@ -91,28 +94,40 @@ def _fault(found: object) -> str:
     if missing:
         return f"{missing[0]} is no text"
     points = found.get("points")
-    if not isinstance(points, list):
-        return "points is no list"
-    return next((f"point {at} {fault}" for at, one in enumerate(points, 1) if (fault := _point_fault(one))), "")
+    if not isinstance(points, list) or not points:
+        return "points is no list of any"
+    own = found["function"]
+    if fault := next(
+        (f"point {at} {fault}" for at, one in enumerate(points, 1) if (fault := _point_fault(one, own))), ""
+    ):
+        return fault
+    if len(panels(found)) > _MOST or len({name for one in points for name in one.get("functions", {})}) > _MOST:
+        return f"it has more than {_MOST} functions, or head_dims and masks"
+    return ""
 
 
-def _point_fault(one: object) -> str:
+def _point_fault(one: object, own: str) -> str:
     if not isinstance(one, dict) or not isinstance(one.get("shape"), list) or len(one["shape"]) != 5:
         return "has no shape"
     if not all(type(number) is int and 0 < number < 10**7 for number in one["shape"][:4]):
         return "has a shape that no tensor has"
     if type(one["shape"][4]) is not bool:
         return "does not say whether it is causal"
-    functions = one.get("functions", {})
-    if not isinstance(functions, dict) or not all(isinstance(each, dict) for each in functions.values()):
+    if isinstance(one.get("skipped"), str) and "functions" not in one:
+        return ""
+    functions = one.get("functions")
+    if not isinstance(functions, dict) or own not in functions:
+        return f"does not have {own!r}"
+    if not all(isinstance(each, dict) for each in functions.values()):
         return "has functions that are no table"
     return next((f"{fault} of {name!r}" for name, each in functions.items() if (fault := _function_fault(each))), "")
 
 
 def _function_fault(one: Mapping[str, Any]) -> str:
-    if "error" in one or "skipped" in one:
+    if "ms" not in one and any(isinstance(one.get(key), str) for key in ("error", "skipped")):
         return ""
     if one.get("result") not in ("right", "wrong"):
         return "has no result"
-    ms = one.get("ms")
-    return "" if isinstance(ms, (int, float)) and math.isfinite(ms) and ms > 0 else "has no time"
+    ms: Any = one.get("ms")
+    # Neither a whole number that is no float, nor a time whose speed is none.
+    return "" if type(ms) in (int, float) and 1e-6 < ms < 1e9 else "has no time"

@@ -27,6 +27,14 @@ _NAMES = {
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Writes a PNG of 1600 pixels in width. Raises ImportError without matplotlib."""
+    import matplotlib
+
+    # A dollar in a name is a dollar, and begins no formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        _draw(found, path)
+
+
+def _draw(found: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

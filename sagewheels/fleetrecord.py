@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TextIO
 
@@ -95,7 +96,11 @@ def _made(above: Path) -> Path:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    return [f"{name}-{place}" if name in names[:place] else name for place, name in enumerate(names)]
+    found: list[str] = []
+    for name in names:
+        free = (one for one in chain([name], (f"{name}-{number}" for number in count(1))) if one not in found)
+        found.append(next(free))
+    return found
 
 
 def _private(path: str, flags: int) -> int:

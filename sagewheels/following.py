@@ -67,6 +67,8 @@ def build(job: Job, wish: Wish) -> Made | None:
 
 def _prepared(job: Job, wish: Wish) -> tuple[HubJobs, Order]:
     """Whom to ask, and for what. Raises UsageError, Refused and StoreError for what a job cannot do."""
+    if job.settings.sage_offline:
+        raise UsageError("a job runs elsewhere, and this run is offline", "Leave --offline (SAGE_OFFLINE) or --on out")
     store = open_store(job.settings)
     if not isinstance(store, HubStore):
         what = f"a job cannot reach {store.label}, which is a folder of this machine"

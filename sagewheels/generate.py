@@ -157,9 +157,14 @@ def _piped(task: str) -> str:
 
 
 def _signers(contents: Mapping[str, str]) -> dict[str, Any]:
-    """A step after which the lists of signers are files, and the settings name them."""
+    """A step after which the lists of signers are files, and the settings name them.
+
+    Raises UsageError for a list that GitHub would not take as it stands.
+    """
     lines = []
-    for key in contents:
+    for key, text in contents.items():
+        if "${{" in text:
+            raise UsageError(f"the file of {key} holds an expression of GitHub Actions", "Take it out of the list")
         lines += [
             f'printf %s "${key}_TEXT" > "$RUNNER_TEMP/{key}"',
             f'echo "{key}=$RUNNER_TEMP/{key}" >> "$GITHUB_ENV"',
@@ -185,4 +190,5 @@ def _yaml(words: Sequence[str], about: Sequence[str], data: Mapping[str, Any]) -
     kept = {key: value for key, value in data.items() if value != {}}
     body = yaml.dump(kept, Dumper=Dumper, sort_keys=False, width=_WIDTH, allow_unicode=False)
     head = [f"Generated, together with the settings of then, by: {shlex.join(words)}", *about]
-    return "".join(f"# {line}\n" for line in head) + "\n" + body
+    # A line break of a flag would end the comment.
+    return "".join(f"# {' '.join(line.split())}\n" for line in head) + "\n" + body

@@ -41,10 +41,10 @@ def asked(words: Sequence[str]) -> list[str] | None:
     found: list[str] = []
     while rest:
         flag, given, value = rest.pop(0).partition("=")
-        if flag in _FLAGS and (given or rest):
+        if flag in _FLAGS and (given or rest) and not any(one.startswith(f"{flag}=") for one in found):
             found.append(f"{flag}={value if given else rest.pop(0)}")
         elif given or flag not in _SWITCHES:
-            return None
+            return None  # also for a flag that is there twice: which of both counts is not for this to say
     return [task, *sorted(found)]
 
 

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from sagewheels import hosts, leash, sshconfig
+from sagewheels import hosts, leash, proc, sshconfig
 from sagewheels.errors import Unreachable
 from sagewheels.hosts import Host
 from sagewheels.sshconfig import Route
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 CONNECT = 15
 """Seconds for a connection, and as many for each answer on the way to a session."""
+
+_LONGEST = 1 << 16
+"""Letters after which a line is handed on though it has not ended: a host may send no newline, and never stop."""
+
+_KRL = b"SSHKRL\n\0"
+"""How a list of revoked keys begins that is no text: see PROTOCOL.krl of OpenSSH."""
 
 _adding = threading.Lock()
 """Two hosts may be added to known_hosts at once."""
@@ -40,7 +47,7 @@ class Held:
 
 
 class Lines:
-    """A stream that hands on whole lines; the last one too, when it is closed."""
+    """A stream that hands on whole lines, but for endless ones; the last one too, when it is closed."""
 
     def __init__(self, each: Callable[[str], None]) -> None:
         self._each, self._rest = each, ""
@@ -48,6 +55,8 @@ class Lines:
     def write(self, text: str) -> None:
         """Takes what came, wherever it ends."""
         *whole, self._rest = (self._rest + text.replace("\r", "\n")).split("\n")
+        if len(self._rest) > _LONGEST:
+            whole, self._rest = [*whole, self._rest], ""
         for line in filter(str.strip, whole):
             self._each(line.rstrip())
 
@@ -136,10 +145,13 @@ class Reach:
                 "banner_timeout": CONNECT,
                 "auth_timeout": CONNECT,
                 "channel_timeout": CONNECT,
+                "transport_factory": _checking(lambda key: self._revoked_in(way, key)),
             },
         )
-        for path in way.known_hosts:
-            connection.client.load_system_host_keys(path)
+        with NamedTemporaryFile("w", suffix="-known_hosts", encoding="ascii") as file:
+            file.writelines(line for path in way.known_hosts for line in _plain(path))
+            file.flush()
+            connection.client.load_system_host_keys(file.name)
         connection.client.set_missing_host_key_policy(_Policy(self._list_of(way)))
         try:
             connection.open()
@@ -148,6 +160,30 @@ class Reach:
             raise _unreachable(host, way, error) from None
         return connection
 
+    def _revoked_in(self, way: Route, key: Any) -> str:
+        """The list by which this host key must never be believed; empty where none says so.
+
+        Paramiko passes over such lines, and knows no RevokedHostKeys. Raises OSError for a list that cannot be read.
+        """
+        for path in way.known_hosts:
+            lines = [line.split() for line in Path(path).read_bytes().splitlines()]
+            if any(key.get_base64().encode() in line[3:4] for line in lines if line[:1] == [b"@revoked"]):
+                return path
+        if not way.revoked:
+            return ""
+        revoked = Path(way.revoked).expanduser()
+        try:
+            content = revoked.read_bytes()
+        except OSError:  # as for ssh: then every key is
+            return way.revoked
+        if not content.startswith(_KRL):
+            return way.revoked if key.get_base64().encode() in content.split() else ""
+        with NamedTemporaryFile("w", suffix=".pub", encoding="ascii") as file:
+            file.write(f"{key.get_name()} {key.get_base64()}\n")
+            file.flush()
+            asked = proc.run(["ssh-keygen", "-Q", "-f", revoked, file.name], env=self._env)
+        return way.revoked if asked.code else ""
+
     def _list_of(self, way: Route) -> Path | None:
         """Where a new host key goes; None where it is refused."""
         if not self._accept_new:
@@ -155,8 +191,46 @@ class Reach:
         return Path(way.known_hosts[0]) if way.known_hosts else Path("~/.ssh/known_hosts").expanduser()
 
 
+def _plain(path: str) -> Iterator[str]:
+    """The lines of a list that name a key to believe, without their comments; ssh passes over the others too.
+
+    Paramiko ends at a line that it cannot read, and takes no tab between two words.
+    """
+    from paramiko import SSHException
+    from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
+
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        words = line.split()[:3]
+        text = " ".join(words)
+        if len(words) < 3 or words[0][0] in "#@" or not text.isascii():
+            continue
+        try:
+            if HostKeyEntry.from_line(text):
+                yield f"{text}\n"
+        except (InvalidHostKey, SSHException, ValueError):
+            continue
+
+
 class _UnknownKey(OSError):
     """The host key is in no list."""
+
+
+class _RevokedKey(OSError):
+    """The host key is one that a list forbids."""
+
+
+def _checking(revoked_in: Callable[[Any], str]) -> Callable[..., Any]:
+    """How Paramiko makes its transport: one that shows a revoked host key no key of ours, and whom it is known to."""
+    from paramiko import Transport
+
+    class Checking(Transport):  # type: ignore[misc]  # paramiko has no types
+        def start_client(self, *args: Any, **kwargs: Any) -> None:
+            super().start_client(*args, **kwargs)
+            key = self.get_remote_server_key()
+            if where := revoked_in(key):
+                raise _RevokedKey(f"{_fingerprint(key)} in {where}")
+
+    return Checking
 
 
 class _Policy:
@@ -203,6 +277,10 @@ def _unreachable(host: Host, way: Route, error: Exception) -> Unreachable:
     if isinstance(error, _UnknownKey):
         what = f"the host key of {host.name} is not known here ({error})"
         remedy = f"Compare it with what your provider shows: ssh {port}{way.user}@{way.address}, or use --accept-new"
+        return Unreachable(what, remedy, passing=False)
+    if isinstance(error, _RevokedKey):
+        what = f"the host key of {host.name} is revoked ({error})"
+        remedy = "Somebody else may have this key: give the machine a new one"
         return Unreachable(what, remedy, passing=False)
     if isinstance(error, BadHostKeyException):
         what = f"the host key of {host.name} has changed: it is {_fingerprint(error.key)}"

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Collection, Iterator, Sequence
@@ -24,6 +25,8 @@ from sagewheels.redact import redacted
 
 if TYPE_CHECKING:
     from sagewheels.job import Job
+
+_INTERRUPTED = "interrupted: run the same command again, it goes on where it can"
 
 _SWITCHES = frozenset(
     "--dry-run -d --rebuild -r --no-wait -n --offline -o --force -f --all --full --json -j --sign -i --failed "
@@ -58,11 +61,31 @@ def job(
     except SageError as raised:
         error = raised
         raise
+    except KeyboardInterrupt:  # a second one, while the first was being dealt with
+        error = Interrupted(_INTERRUPTED)
+        raise error from None
+    except BaseException as raised:
+        error = SageError(f"unexpected {type(raised).__name__}", "This is a bug in sagewheels")
+        raise
     finally:
         known = {"what": error.what, "remedy": error.remedy} if error else None
         head = {"exit_code": error.exit_code if error else 0, "error": known}
         told = {**head, "seconds": round(time.monotonic() - started, 3), **report}
-        print(json.dumps(told, ensure_ascii=True), flush=True)
+        if (why := _printed(json.dumps(told, ensure_ascii=True))) and not error:
+            raise SageError(f"the JSON could not be written: {why}", "It is done, but nobody could read how")
+
+
+def _printed(text: str) -> str:
+    """The text is on stdout; else why it is not, and nobody tries that again."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is left in the buffer would be tried once more, and told by Python, when it ends.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return error.strerror or str(error)
+    return ""
 
 
 @contextmanager
@@ -91,7 +114,7 @@ def _job(context: Context, dry_run: bool | None, locked: bool, flags: dict[str, 
     except Exit:
         raise
     except KeyboardInterrupt:
-        raise Interrupted("interrupted: run the same command again, it goes on where it can") from None
+        raise Interrupted(_INTERRUPTED) from None
     except OSError as error:
         if error.errno in files.FULL:
             raise _full(error, places) from None

@@ -20,6 +20,7 @@ class Route:
     port: int
     keys: tuple[str, ...]
     known_hosts: tuple[str, ...]
+    revoked: str = ""
     jumps: str = ""
     proxy: str = ""
 
@@ -56,6 +57,7 @@ def route(host: Host, config: str, env: Mapping[str, str]) -> Route:
         port=int(one("port")),
         keys=tuple(_existing(found.get("identityfile", []))),
         known_hosts=tuple(_existing(f"{one('userknownhostsfile')} {one('globalknownhostsfile')}".split())),
+        revoked=one("revokedhostkeys"),
         jumps=one("proxyjump"),
         proxy=one("proxycommand"),
     )

@@ -11,7 +11,12 @@ def main() -> None:
     from sagewheels import quick
 
     if line := quick.answer(sys.argv[1:], os.environ):
-        print(line, flush=True)
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            # Not sys.exit: Python would try to write it once more, and say so.
+            print(f"the answer could not be written: {error.strerror}. Mend that and run it again.", file=sys.stderr)
+            os._exit(1)
         return
     from sagewheels import cli
 

@@ -257,6 +257,10 @@ def test_a_dry_run_asks_nobody(job: Run, hub: Hub, capsys: pytest.CaptureFixture
     ("changes", "line"),
     [
         (
+            {"sage_offline": True},
+            "a job runs elsewhere, and this run is offline. Leave --offline (SAGE_OFFLINE) or --on out.",
+        ),
+        (
             {"sage_store": "store"},
             "a job cannot reach PLACE/store, which is a folder of this machine. Name a repository with "
             "SAGE_STORE=hf://datasets/owner/name.",

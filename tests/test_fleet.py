@@ -20,7 +20,7 @@ from sagewheels.errors import HostsFailed, UsageError
 from sagewheels.fleet import Asked
 from sagewheels.fleetrecord import Outcome
 from sagewheels.job import Job
-from sagewheels.remote import Reach
+from sagewheels.remote import Lines, Reach
 from sagewheels.resources import ROOT
 from tests import sshd, wheels
 from tests.recorder import Recorder
@@ -235,6 +235,20 @@ def test_on_a_terminal_a_table_changes_in_place(command: Fleet) -> None:
 # Hosts that cannot be reached
 
 
+def test_no_two_hosts_share_a_log() -> None:
+    assert fleetrecord._unique(["x_1", "x_1", "x_1-1", "x_1"]) == ["x_1", "x_1-1", "x_1-1-1", "x_1-2"]
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
+    heard: list[str] = []
+    lines = Lines(heard.append)
+    for _ in range(100):
+        lines.write("x" * 10_000)
+    assert len(heard) > 10 and max(map(len, heard)) < 100_000
+    lines.close()
+    assert sum(map(len, heard)) == 1_000_000
+
+
 def test_each_way_not_to_be_reached_has_its_line(server: Server) -> None:
     found = run(server, "other-key\nnobody-there\nunknown\nno-such\nbehind-nobody\n", retries=1)
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
@@ -286,6 +300,58 @@ def test_a_new_host_key_is_taken_when_asked_and_a_changed_one_never(command: Fle
         assert (server.away / "ran-plain").read_text() == "auto\n" * 2
     finally:
         server.known_hosts.write_bytes(known)
+
+
+@pytest.mark.parametrize("host", ["good", "unknown", "behind"])
+def test_a_revoked_host_key_is_refused_though_it_is_known(command: Fleet, host: str) -> None:
+    server = command.server
+    known = server.known_hosts.read_bytes()
+    kind, key, _ = (server.folder / "host.pub").read_text().split()
+    try:
+        with server.known_hosts.open("a") as file:
+            file.write(f"@revoked\t* {kind} {key} stolen\n")
+        done = command(f"{host}\n", "--accept-new", "--retry", "0")
+        assert done.returncode == 7
+        _, print_ = _fingerprint(server.folder / "host.pub")
+        said = f"is revoked ({kind} {print_} in {server.known_hosts}). Somebody else may have this key"
+        assert said in done.stderr
+        assert not (server.away / "ran-plain").exists()
+        assert f"[localhost]:{server.port}" not in server.known_hosts.read_text()
+    finally:
+        server.known_hosts.write_bytes(known)
+
+
+@pytest.mark.parametrize(("name", "code"), [("host", 7), ("other", 0), ("missing", 7)])
+@pytest.mark.parametrize("kind", ["pub", "krl"])
+def test_a_key_of_revoked_host_keys_is_refused(command: Fleet, name: str, kind: str, code: int) -> None:
+    server = command.server
+    config = server.config.read_text()
+    if kind == "krl" and name != "missing":
+        argv: list[str | Path] = [
+            "ssh-keygen",
+            "-q",
+            "-k",
+            "-f",
+            server.folder / f"{name}.krl",
+            server.folder / f"{name}.pub",
+        ]
+        subprocess.run(argv, check=True)
+    try:
+        server.config.write_text(f"{config}  RevokedHostKeys {server.folder}/{name}.{kind}\n")
+        assert command("good\n", "--retry", "0").returncode == code
+        assert (server.away / "ran-plain").exists() is (code == 0)
+    finally:
+        server.config.write_text(config)
+
+
+def test_lines_of_known_hosts_that_cannot_be_read_are_passed_over(command: Fleet) -> None:
+    known = command.server.known_hosts.read_bytes()
+    broken = b"host ssh-ed25519 AAAA=B\n@cert-authority\t*\tssh-ed25519\tAAAA\nhost ssh-rsa caf\xe9\n|1|x ssh-rsa\n\n"
+    try:
+        command.server.known_hosts.write_bytes(broken + known.replace(b" ", b"\t").strip() + b" caf\xe9\n")
+        assert command("good\n").returncode == 0
+    finally:
+        command.server.known_hosts.write_bytes(known)
 
 
 def test_what_may_pass_is_tried_again(server: Server) -> None:

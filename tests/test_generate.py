@@ -108,6 +108,19 @@ def test_refused(tmp_path: Path, environ: dict[str, str], line: str) -> None:
     assert str(caught.value) == line
 
 
+def test_signers_with_an_expression_are_refused(tmp_path: Path) -> None:
+    signers = tmp_path / "signers"
+    signers.write_text("# ${{ secrets.HF_TOKEN }}\n")
+    with pytest.raises(UsageError, match="the file of TRUSTED_SIGNERS holds an expression of GitHub Actions"):
+        generate.actions(job(tmp_path, TRUSTED_SIGNERS=str(signers)), "3.12", "2.11")
+
+
+def test_a_line_break_in_a_flag_stays_in_the_comment(tmp_path: Path) -> None:
+    text = generate.actions(job(tmp_path), "3.12,\n3.11", "2.11,\u20282.12")
+    assert yaml.safe_load(text)["name"] == "sagewheels"
+    assert "--python '3.12, 3.11' --torch '2.11, 2.12'" in text.splitlines()[0]
+
+
 def test_the_command(tmp_path: Path) -> None:
     def run(words: str) -> tuple[int, str, str]:
         argv = [sys.executable, "-m", "sagewheels", "generate", *shlex.split(words)]

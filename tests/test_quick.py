@@ -375,6 +375,8 @@ def test_a_folder_that_cannot_be_written_is_no_error(place: Place) -> None:
         (["--help"], None),
         (["smoke"], None),
         (["auto", "-a", "12.0"], None),
+        (["auto", "--arch", "12.0", "--arch", "9.0"], None),
+        (["auto", "--arch=9.0", "--store=a", "--arch", "12.0"], None),
     ],
 )
 def test_what_a_note_can_answer(words: list[str], wish: list[str] | None) -> None:
@@ -435,3 +437,13 @@ def test_a_second_auto_loads_no_invoke_and_reaches_for_nobody(place: Place, tmp_
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [place.truth, "['sagewheels', 'sagewheels.quick', 'sagewheels.start']"]
+
+
+def test_an_answer_that_cannot_be_written_is_one_line(place: Place) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-m", "sagewheels", *WORDS]
+    assert place.answer
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=env)
+    line = "the answer could not be written: No space left on device. Mend that and run it again.\n"
+    assert (done.returncode, done.stderr) == (1, line)
