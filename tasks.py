@@ -135,11 +135,12 @@ def stack(
         steps.do_stack(job)
 
 
-@task(help=_flags("arch", "python", "store", "manifest", "offline", "json", "dry_run"))
+@task(help=_flags("arch", "python", "comfyui", "store", "manifest", "offline", "json", "dry_run"))
 def fetch(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
+    comfyui: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
     offline: bool = False,
@@ -156,6 +157,7 @@ def fetch(
         c,
         arch=arch,
         python=python,
+        comfyui=comfyui,
         store=store,
         manifest=manifest,
         offline=offline,
@@ -194,11 +196,12 @@ _ELSEWHERE = {
 }
 
 
-@task(help={**_flags("arch", "python", "manifest", "force", "dry_run"), **_ELSEWHERE})
+@task(help={**_flags("arch", "python", "comfyui", "manifest", "force", "dry_run"), **_ELSEWHERE})
 def build(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
+    comfyui: str | None = None,
     manifest: str | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -217,7 +220,9 @@ def build(
     from sagewheels import elsewhere, steps
 
     # Whoever follows a job for an hour keeps no other run waiting.
-    with run.job(c, arch=arch, python=python, manifest=manifest, dry_run=dry_run, locked=not on) as job:
+    with run.job(
+        c, arch=arch, python=python, comfyui=comfyui, manifest=manifest, dry_run=dry_run, locked=not on
+    ) as job:
         wish = elsewhere.asked(on, flavor=flavor, timeout=timeout, namespace=namespace, detach=detach, force=force)
         steps.do_build(job, force=force) if wish is None else steps.do_build_elsewhere(job, wish)
 
@@ -383,10 +388,11 @@ _BENCH = {
 }
 
 
-@task(auto_shortflags=False, help={**_BENCH, **_flags("python", "manifest", "json", "dry_run")})
+@task(auto_shortflags=False, help={**_BENCH, **_flags("python", "comfyui", "manifest", "json", "dry_run")})
 def bench(
     c: Context,
     python: str | None = None,
+    comfyui: str | None = None,
     manifest: str | None = None,
     lengths: str = "",
     head_dims: str = "64,128",
@@ -411,7 +417,9 @@ def bench(
 
     from sagewheels import bench as benching
 
-    with run.job(c, python=python, manifest=manifest, dry_run=dry_run, as_json=json, locked=False) as job:
+    with run.job(
+        c, python=python, comfyui=comfyui, manifest=manifest, dry_run=dry_run, as_json=json, locked=False
+    ) as job:
         if from_:
             benching.again(job, Path(from_), Path(out))
             return
@@ -451,11 +459,12 @@ def init_hf(c: Context, store: str | None = None, sign: bool = False, dry_run: b
         steps.do_init(job, sign=sign)
 
 
-@task(name="list", help=_flags("arch", "python", "store", "manifest", "offline", "json"))
+@task(name="list", help=_flags("arch", "python", "comfyui", "store", "manifest", "offline", "json"))
 def list_(
     c: Context,
     arch: str | None = None,
     python: str | None = None,
+    comfyui: str | None = None,
     store: str | None = None,
     manifest: str | None = None,
     offline: bool = False,
@@ -468,7 +477,15 @@ def list_(
     from sagewheels import listing
 
     with run.job(
-        c, arch=arch, python=python, store=store, manifest=manifest, offline=offline, as_json=json, locked=False
+        c,
+        arch=arch,
+        python=python,
+        comfyui=comfyui,
+        store=store,
+        manifest=manifest,
+        offline=offline,
+        as_json=json,
+        locked=False,
     ) as job:
         listing.show(job)
 

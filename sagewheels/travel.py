@@ -12,7 +12,7 @@ from sagewheels.errors import UsageError
 FILES = ("TRUSTED_SIGNERS", "REVOKED_SIGNERS")
 """Files without which the other machine would take what is refused here: their content goes along."""
 
-_HERE = frozenset({"PYTHON_BIN", "MAX_JOBS", "EXT_PARALLEL", "COMPILER_LAUNCHER", "COMFYUI_PATH"})
+_HERE = frozenset({"PYTHON_BIN", "MAX_JOBS", "EXT_PARALLEL", "COMPILER_LAUNCHER", "COMFYUI_PATH", "SAGE_OFFLINE"})
 """They describe this machine, and would be wrong on another."""
 
 _BOOTSTRAP = ("SAGEWHEELS_REPO", "SAGEWHEELS_REF")

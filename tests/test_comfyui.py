@@ -291,8 +291,8 @@ def test_who_stands_in_a_comfyui_does_not_install_into_another_python(
     assert target.locate(given) == (active, "the active environment (VIRTUAL_ENV)"), "it has no Python of its own"
     own = an_environment(folder / "venv")
     assert refused(lambda: target.locate(given)) == (
-        f"the ComfyUI in {folder} runs with {own}, and {active} (the active environment (VIRTUAL_ENV)) would be installed "
-        f"into. Add --comfyui {folder}, or --python {active} if you mean that one."
+        f"the ComfyUI in {folder} runs with {own}, and {active} (the active environment (VIRTUAL_ENV)) would be "
+        f"installed into. Add --comfyui {folder}, or --python {active} if you mean that one."
     )
     assert target.locate(replace(given, python_bin=str(active))) == (active, "PYTHON_BIN")
     assert target.locate(replace(given, comfyui_path=str(folder))) == (own, f"the venv of {folder}")

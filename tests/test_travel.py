@@ -10,7 +10,7 @@ from sagewheels import travel
 from sagewheels.config import KEYS, SECRETS, load
 from sagewheels.errors import UsageError
 
-ELSEWHERE_WRONG = {"PYTHON_BIN", "MAX_JOBS", "EXT_PARALLEL", "COMPILER_LAUNCHER"}
+ELSEWHERE_WRONG = {"PYTHON_BIN", "MAX_JOBS", "EXT_PARALLEL", "COMPILER_LAUNCHER", "COMFYUI_PATH", "SAGE_OFFLINE"}
 PATHS = {"WORK_DIR", "WHEELHOUSE_DIR", "LOG_DIR", "OBJECT_CACHE_DIR", "SIGNING_KEY", *travel.FILES}
 VALUES = {
     "TORCH_CHANNEL": "pypi",
@@ -23,6 +23,7 @@ VALUES = {
     "ALLOW_UNSAFE_WHEEL": "yes",
     "COMPILER_LAUNCHER": "none",
     "MAX_JOBS": "3",
+    "SAGE_OFFLINE": "1",
     "EXT_PARALLEL": "2",
     "MIN_INDEX_SERIAL": "12",
     "SAGE_STORE": "hf://me/wheels",
@@ -34,7 +35,7 @@ def test_all_that_is_set_goes_along_but_for_what_is_of_this_machine(tmp_path: Pa
     environ = {key: VALUES.get(key, f"a value of {key}") for key in KEYS}
     environ |= {"SAGEWHEELS_REF": "v1", "CUDA_HOME": "/cuda", "SAGEWHEELS_HOME": "/here"}
     found = travel.variables(load(environ, cwd=tmp_path))
-    assert set(found) == (set(KEYS) - SECRETS - ELSEWHERE_WRONG - PATHS - {"COMFYUI_PATH"}) | {"SAGEWHEELS_REF"}
+    assert set(found) == (set(KEYS) - SECRETS - ELSEWHERE_WRONG - PATHS) | {"SAGEWHEELS_REF"}
     as_given = {key: value for key, value in environ.items() if key in found}
     assert found == as_given | {"HF_PRIVATE": "1", "ALLOW_UNSAFE_WHEEL": "1"}
 
