@@ -31,7 +31,7 @@ _NUMBER = itertools.count(1)
 AT = "at: "
 """Begins the line by which a probe says what it is about to do, for the case that it does not come back."""
 PROBES = ("smoke", "full", "bench", "comfyui")
-"""The others use what the short checks are made of."""
+"""All use what the short checks are made of."""
 
 
 class Crashed(SmokeFailed):
@@ -101,7 +101,7 @@ def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any],
     with tempfile.TemporaryDirectory(prefix="sagewheels-smoke-") as name:
         folder = Path(name)
         (folder / "empty").mkdir()
-        for each in PROBES:
+        for each in {"smoke", probe}:
             (folder / f"sagewheels_{each}.py").write_text(probe_source(each), encoding="utf-8")
         # PYTHONPATH and the source tree must not decide what is imported; -I would also hide a user's site.
         env = {key: value for key, value in settings.environ.items() if not key.startswith("PYTHON")}

@@ -192,6 +192,8 @@ class Session:
         self("rollback")
         self("matrix", "--python", OWN, "--torch", "2.11.0")
         self("fleet", "--hosts", str(self._hosts), "--ssh-config", "/dev/null", "--retry", "0")
+        self("bench", "--from", "nothing.json")
+        self("comfyui")
         self("generate", "sky", SAGE_STORE="", SAGE_MANIFEST="demo")
         self("demo")
         self._put_test_tools()
