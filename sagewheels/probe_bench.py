@@ -17,6 +17,7 @@ import traceback
 import sagewheels_smoke as smoke
 
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+MEMORY = "the GPU has not enough memory for it"
 FLUSH = 256 << 20  # bytes: more than the L2 cache of any GPU so far
 
 
@@ -52,6 +53,8 @@ def checked(torch, run, inputs, causal, want):
     smoke.poison(torch, inputs[0])
     try:
         return smoke.compare(torch, run(*inputs, causal), want)
+    except torch.cuda.OutOfMemoryError:
+        return {"skipped": MEMORY}  # the machine's lack, not a wrong result
     except Exception as error:
         if "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError":
             raise  # the context is lost: nothing that follows would mean anything
@@ -79,7 +82,7 @@ def timed(torch, functions, inputs, causal, order, flush):
             spent = once(torch, run, inputs, causal, flush)
         counts[name] = max(1, min(100, int(order["seconds"] * 1000 / order["rounds"] / max(spent, 1e-3))))
     names = list(functions)
-    for turn in range(order["rounds"]):
+    for turn in range(order["rounds"] if names else 0):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             times[name] += [once(torch, functions[name], inputs, causal, flush) for _ in range(counts[name])]
     return times
@@ -103,7 +106,7 @@ def measure(torch, functions, shape, order, flush):
             point["functions"][name] = {"skipped": "its scores would take more than half of the free memory"}
             continue
         found = point["functions"][name] = checked(torch, run, inputs, causal, want)
-        if "error" not in found:
+        if "error" not in found and "skipped" not in found:
             fit[name] = run
     del want
     torch.cuda.empty_cache()
@@ -142,7 +145,7 @@ def main():
             try:
                 point = measure(torch, functions, shape, order, flush)
             except torch.cuda.OutOfMemoryError:
-                point = {"shape": shape, "skipped": "the GPU has not enough memory for it"}
+                point = {"shape": shape, "skipped": MEMORY}
             with contextlib.suppress(Exception):
                 torch.cuda.empty_cache()
             out.write(json.dumps(point) + "\n")

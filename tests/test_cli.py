@@ -23,7 +23,7 @@ from tests.hub import Hub
 from tests.wheels import NAME, TAG, VERSION, Machine
 
 TASKS = [
-    *"auto build clean demo doctor fetch fleet generate init-hf install lint list matrix".split(),
+    *"auto bench build clean demo doctor fetch fleet generate init-hf install lint list matrix".split(),
     *"rollback smoke stack test upload verify".split(),
 ]
 GOOD = f"{NAME}-{VERSION}{wheels.LABEL}-{TAG}.whl"
