@@ -17,6 +17,7 @@ from typing import Any
 
 from sagewheels import benchfile, extras, smoke, ui
 from sagewheels.errors import SageError, SmokeFailed, UsageError
+from sagewheels.files import explained, unfinished
 from sagewheels.job import Job
 from sagewheels.recipe import Recipe
 
@@ -44,8 +45,8 @@ def plan(*, lengths: str, head_dims: str, causal: str, dtype: str, batch: str, h
     if dtype not in ("bfloat16", "float16"):
         raise UsageError(f"--dtype {dtype!r} is not known", "Use bfloat16 or float16")
     (one,), (many,) = _numbers("--batch", batch, most=1), _numbers("--heads", heads, most=1)
-    long = _numbers("--lengths", lengths or (QUICK if quick else LENGTHS))
-    shapes = itertools.product(_CAUSAL[causal], _numbers("--head-dims", head_dims), long)
+    long = _numbers("--lengths", lengths or (QUICK if quick else LENGTHS), most=benchfile.LENGTHS)
+    shapes = itertools.product(_CAUSAL[causal], _numbers("--head-dims", head_dims, most=benchfile.HEAD_DIMS), long)
     return Plan(
         shapes=tuple((one, many, length, dim, masked) for masked, dim, length in shapes),
         dtype=dtype,
@@ -53,11 +54,11 @@ def plan(*, lengths: str, head_dims: str, causal: str, dtype: str, batch: str, h
     )
 
 
-def _numbers(flag: str, text: str, *, most: int = 32) -> list[int]:
+def _numbers(flag: str, text: str, *, most: int) -> list[int]:
     found = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[1-9][0-9]{0,6}", part) for part in found) or len(found) > most:
         example = "4096" if most == 1 else "1024,4096"
-        kind = "a number" if most == 1 else "a list of numbers"
+        kind = "a number" if most == 1 else f"a list of up to {most} numbers"
         raise UsageError(f"{flag} {text[:40]!r} is not {kind}", f"Write it like {example}")
     return sorted(set(map(int, found)))
 
@@ -76,6 +77,7 @@ def measure(job: Job, wish: Plan, folder: Path) -> None:
     if job.dry_run:
         ui.say("bench", f"would measure {job.recipe.name} {target.versions[job.recipe.name]} at {count}")
         return
+    _writable(folder)
     ui.say("bench", f"{job.recipe.name} {target.versions[job.recipe.name]} on {job.host.gpus[0].name}: {count}")
     with tempfile.TemporaryDirectory(prefix="sagewheels-bench-") as name:
         kept = Path(name) / "points.jsonl"
@@ -95,6 +97,16 @@ def measure(job: Job, wish: Plan, folder: Path) -> None:
         raise SmokeFailed(what, "Nothing was changed: smoke says whether the wheel is to blame")
 
 
+def _writable(folder: Path) -> None:
+    """Raises UsageError where no figures could be written: better now than when all is measured."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with unfinished(folder):
+            pass
+    except OSError as error:
+        raise explained(error, folder) from None
+
+
 def _order(recipe: Recipe, wish: Plan, kept: Path) -> dict[str, Any]:
     return {
         "package": recipe.package,
@@ -110,7 +122,8 @@ def _order(recipe: Recipe, wish: Plan, kept: Path) -> dict[str, Any]:
 
 def _result(job: Job, wish: Plan, kept: Path) -> dict[str, Any] | None:
     """What the probe had measured when it ended, however it ended; None where no GPU was seen."""
-    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    # A line without its end was being written when the probe was ended.
+    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").split("\n")[:-1]]
     if not lines:
         return None
     head, points = lines[0], lines[1:]
@@ -134,7 +147,10 @@ def _result(job: Job, wish: Plan, kept: Path) -> dict[str, Any] | None:
 
 def again(job: Job, file: Path, folder: Path) -> None:
     """Table and chart of what was measured before, elsewhere or here. Raises UsageError for a file that is none."""
-    show(job, benchfile.load(file), folder, write=False)
+    found = benchfile.load(file)
+    if not job.dry_run:
+        _writable(folder)
+    show(job, found, folder, write=False)
 
 
 def show(job: Job, found: Mapping[str, Any], folder: Path, *, write: bool = True) -> None:
@@ -143,9 +159,12 @@ def show(job: Job, found: Mapping[str, Any], folder: Path, *, write: bool = True
     for title, columns, rows in tables(found):
         ui.table(title, columns, rows)
     if not found["points"]:
+        ui.say("bench", "no point was measured")
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    base = folder / f"bench-{re.sub(r'[^a-z0-9]+', '-', found['gpu'].lower()).strip('-')}"
+    base = folder / f"bench-{re.sub(r'[^a-z0-9]+', '-', found['gpu'].lower()).strip('-')[:80]}"
+    if job.dry_run:
+        ui.say("bench", f"would draw {base.with_suffix('.png')}")
+        return
     if write:
         benchfile.save(base.with_suffix(".json"), found)
         ui.say("bench", f"the figures are in {base.with_suffix('.json')}")

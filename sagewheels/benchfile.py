@@ -16,8 +16,11 @@ _TEXTS = ("at_utc", "gpu", "arch", "torch", "package", "version", "function", "d
 BOUNDS = ("min_cosine", "max_relative_l2", "max_row_relative_l2")
 """Keys of [smoke] by which a result is judged; a manifest need not bound single rows."""
 _LARGEST = 16 << 20
-_MOST = 32
-"""Columns of a table, and panels of a chart, of which a file of others could ask for any number."""
+LENGTHS, HEAD_DIMS = 32, 8
+"""The most of them that are measured: a chart of more could not be read."""
+_POINTS, _FUNCTIONS = 2 * HEAD_DIMS * LENGTHS, 16
+_LONGEST = 400
+"""Letters of a text; what goes wrong at a point is told in fewer."""
 
 
 def judged(point: Mapping[str, Any], bounds: Mapping[str, float]) -> dict[str, Any]:
@@ -74,10 +77,11 @@ def load(path: Path) -> dict[str, Any]:
     """What `save` wrote. Raises UsageError that says what is wrong with the file."""
     try:
         with opened(path) as stream:
-            content = stream.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
+            data = stream.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
             raise UsageError(f"{path} is too large to be from bench", "Name a file that bench wrote")
-        found = json.loads(content.decode("utf-8"))
+        found = json.loads(data.decode("utf-8"))
+        json.dumps(found, allow_nan=False)  # no NaN, and nothing so deep that the report could not say it again
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror})", "Name a file that bench wrote") from None
     except (ValueError, RecursionError) as error:
@@ -90,42 +94,47 @@ def load(path: Path) -> dict[str, Any]:
 def _fault(found: object) -> str:
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         return f"its schema is not {SCHEMA}"
-    missing = [key for key in _TEXTS if not isinstance(found.get(key), str)]
+    missing = [key for key in _TEXTS if not _is_text(found.get(key))]
     if missing:
-        return f"{missing[0]} is no text"
+        return f"{missing[0]} is no text of up to {_LONGEST} letters"
+    if not _is_text(found.get("driver", "")):
+        return f"driver is no text of up to {_LONGEST} letters"
     points = found.get("points")
-    if not isinstance(points, list) or not points:
-        return "points is no list of any"
-    own = found["function"]
-    if fault := next(
-        (f"point {at} {fault}" for at, one in enumerate(points, 1) if (fault := _point_fault(one, own))), ""
-    ):
+    if not isinstance(points, list) or not 0 < len(points) <= _POINTS:
+        return f"points is no list of 1 to {_POINTS}"
+    faults = ((at, _point_fault(one, found["function"])) for at, one in enumerate(points, 1))
+    if fault := next((f"point {at} {fault}" for at, fault in faults if fault), ""):
         return fault
-    if len(panels(found)) > _MOST or len({name for one in points for name in one.get("functions", {})}) > _MOST:
-        return f"it has more than {_MOST} functions, or head_dims and masks"
-    return ""
+    return "" if len(panels(found)) <= 2 * HEAD_DIMS else f"it has more than {HEAD_DIMS} head_dims"
 
 
-def _point_fault(one: object, own: str) -> str:
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST
+
+
+def _point_fault(one: object, function: str) -> str:
     if not isinstance(one, dict) or not isinstance(one.get("shape"), list) or len(one["shape"]) != 5:
         return "has no shape"
     if not all(type(number) is int and 0 < number < 10**7 for number in one["shape"][:4]):
         return "has a shape that no tensor has"
     if type(one["shape"][4]) is not bool:
         return "does not say whether it is causal"
-    if isinstance(one.get("skipped"), str) and "functions" not in one:
-        return ""
+    if "skipped" in one and "functions" not in one:
+        return "" if _is_text(one["skipped"]) else "does not say why it was skipped"
     functions = one.get("functions")
-    if not isinstance(functions, dict) or own not in functions:
-        return f"does not have {own!r}"
-    if not all(isinstance(each, dict) for each in functions.values()):
+    if not isinstance(functions, dict) or not all(isinstance(each, dict) for each in functions.values()):
         return "has functions that are no table"
+    if len(functions) > _FUNCTIONS or not all(map(_is_text, functions)):
+        return f"has more than {_FUNCTIONS} functions, or one with a name that none has"
+    if function not in functions:
+        return f"has no {function!r} among its functions"
     return next((f"{fault} of {name!r}" for name, each in functions.items() if (fault := _function_fault(each))), "")
 
 
 def _function_fault(one: Mapping[str, Any]) -> str:
-    if "ms" not in one and any(isinstance(one.get(key), str) for key in ("error", "skipped")):
-        return ""
+    why = [one[key] for key in ("error", "skipped") if key in one]
+    if why:
+        return "" if "ms" not in one and all(map(_is_text, why)) else "does not say why there is no time"
     if one.get("result") not in ("right", "wrong"):
         return "has no result"
     ms: Any = one.get("ms")

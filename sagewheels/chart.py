@@ -43,10 +43,10 @@ def _draw(found: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 1.2 + 3.1 * len(masks)), dpi=160, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(masks), len(dims), squeeze=False, sharex=True, sharey="row")
+    # All panels share one axis, also those of a run that ended early: the lengths are those of all points.
+    lengths = sorted({point["shape"][2] for points in panels.values() for point in points})
     names = benchfile.names([point for points in panels.values() for point in points])
     colours = {name: _colour(name, place, found["function"]) for place, name in enumerate(_others(names, found))}
-    # Of all panels: they share the axis, and one that was cut off has fewer.
-    lengths = sorted({point["shape"][2] for point in found["points"]})
     for axes in grid.flat:
         axes.set_visible(False)
     for (dim, causal), points in panels.items():
@@ -60,8 +60,11 @@ def _draw(found: Mapping[str, Any], path: Path) -> None:
         row[0].set_ylabel("TFLOPS, more is better", fontsize=9)
     for axes in grid[-1]:
         axes.set_xlabel("sequence length", fontsize=9)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+        axes.set_xticks(range(len(lengths)), [_tick(length) for length in lengths])
+    # Of all panels: what cannot do one head_dim is drawn in the others alone.
+    drawn = [axes.get_legend_handles_labels() for row in grid for axes in row]
+    legend = {label: handle for handles, labels in drawn for handle, label in zip(handles, labels, strict=True)}
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.suptitle(title(found), fontsize=10.5, x=0.01, ha="left")
     with arriving(path) as stream:
         figure.savefig(stream, format="png")
@@ -72,7 +75,16 @@ def title(found: Mapping[str, Any]) -> str:
     batch, heads = found["points"][0]["shape"][:2]
     what = f"{found['package']} {found['version']}: {found['function']} against torch's attention, {found['dtype']}"
     where = f"{found['gpu']}, driver {found.get('driver') or '?'}, torch {found['torch']}"
-    return shown(what) + "\n" + shown(f"{where}; batch {batch}, {heads} heads; crosses: wrong results")
+    return _plain(what) + "\n" + _plain(f"{where}; batch {batch}, {heads} heads; crosses: wrong results")
+
+
+def _plain(text: str) -> str:
+    """A text of others as it is drawn: between dollar signs matplotlib would read formulas, and fail at bad ones."""
+    return shown(text).replace("$", r"\$")
+
+
+def _tick(length: int) -> str:
+    return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
 def _others(names: list[str], found: Mapping[str, Any]) -> list[str]:
@@ -98,7 +110,7 @@ def _panel(
         x = [lengths.index(shape[2]) for shape, _ in ran]
         y = [benchfile.tflops(shape, one["ms"]) for shape, one in ran]
         style: dict[str, Any] = {"linewidth": 2.4, "marker": "o"} if own else {"linewidth": 1.3, "marker": "."}
-        label = f"{shown(name)} (this wheel)" if own else _NAMES.get(name, shown(name))
+        label = f"{_plain(name)} (this wheel)" if own else _NAMES.get(name, _plain(name))
         axes.plot(x, y, color=colour, label=label, markersize=5, zorder=3 if own else 2, **style)
         bad = [(a, b) for a, b, (_, one) in zip(x, y, ran, strict=True) if one["result"] == "wrong"]
         if bad:
@@ -107,8 +119,6 @@ def _panel(
             )
         if own:
             _speedups(axes, points, name, x, y)
-    ticks = [f"{length // 1024}k" if length % 1024 == 0 else str(length) for length in lengths]
-    axes.set_xticks(range(len(lengths)), ticks)
     axes.tick_params(labelsize=8.5)
     axes.margins(y=0.16)
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)

@@ -17,6 +17,7 @@ import traceback
 import sagewheels_smoke as smoke
 
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+MEMORY = "the GPU has not enough memory for it"
 FLUSH = 256 << 20  # bytes: more than the L2 cache of any GPU so far
 
 
@@ -52,6 +53,8 @@ def checked(torch, run, inputs, causal, want):
     smoke.poison(torch, inputs[0])
     try:
         return smoke.compare(torch, run(*inputs, causal), want)
+    except torch.cuda.OutOfMemoryError:
+        return {"skipped": MEMORY}  # the machine's lack, not a wrong result
     except Exception as error:
         return failed(error)
 
@@ -131,7 +134,7 @@ def measure(torch, functions, shape, order, flush):
             point["functions"][name] = {"skipped": "its scores would take more than half of the free memory"}
             continue
         found = point["functions"][name] = checked(torch, run, inputs, causal, want)
-        if "error" not in found:
+        if "error" not in found and "skipped" not in found:
             fit[name] = run
     del want
     torch.cuda.empty_cache()
@@ -172,7 +175,7 @@ def main():
             try:
                 point = measure(torch, functions, shape, order, flush)
             except torch.cuda.OutOfMemoryError:
-                point = {"shape": shape, "skipped": "the GPU has not enough memory for it"}
+                point = {"shape": shape, "skipped": MEMORY}
             with contextlib.suppress(Exception):
                 torch.cuda.empty_cache()
             out.write(json.dumps(point) + "\n")

@@ -126,6 +126,7 @@ def warn(topic: str, text: str) -> None:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table that fits a terminal; in logs and pipes a Markdown one, as wide as its text, so that nothing is cut."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -134,12 +135,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         _paragraphs(title, columns, rows)
         return
     frame = box.SIMPLE_HEAD if live else box.MARKDOWN
-    grid = Table(title=Text(shown(title)), title_justify="left", title_style="bold", box=frame, show_edge=not live)
+    grid = Table(box=frame, show_edge=not live)
     for column in columns:
         grid.add_column(Text(shown(column)), overflow="fold")
     for row in rows:
         grid.add_row(*(Text(shown(cell), style=_STYLES.get(cell, "")) for cell in row))
-    draw(grid)
+    # Not as the table's own title, which is broken where the table is narrower than it.
+    draw(Group(Text(shown(title), style="bold"), grid))
 
 
 def _paragraphs(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -180,7 +180,8 @@ def test_the_tasks_did_what_they_are_for(done: Done) -> None:
         ("doctor", 0), ("init-hf", unsigned), ("auto", 0), ("auto", 0), ("list", 0), ("fetch", 0 if done.signed else 3),
         ("verify", 0), ("smoke", 0), ("build", 0), ("upload", unsigned), ("stack", offline),
         ("install", 0 if done.signed else 3), ("smoke", 6), ("rollback", 0), ("matrix", offline),
-        ("fleet", offline), ("bench", 2), ("comfyui", 2), ("generate", 0), ("demo", offline if room else 2), ("lint", 0), ("test", 0), ("clean", 0),
+        ("fleet", offline), ("bench", 2), ("comfyui", 2), ("generate", 0),
+        ("demo", offline if room else 2), ("lint", 0), ("test", 0), ("clean", 0),
     ]  # fmt: skip
     assert [(ran.words[0], ran.code) for ran in done.session.ran] == expected
     signs = done.mode not in {"other names", "directory"}
