@@ -70,7 +70,7 @@ def explain(job: Job, verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts[:_MOST_REASONS]:
         ui.say("fetch", f"rejected {verdict.candidate.wheel_file}: {'; '.join(verdict.reasons)}")
     if len(verdicts) > _MOST_REASONS:
-        ui.say("fetch", f"and {len(verdicts) - _MOST_REASONS} more; invoke list shows all")
+        ui.say("fetch", f"and {len(verdicts) - _MOST_REASONS} more; the task list shows all")
 
 
 def bring(job: Job, candidate: WheelManifest) -> Path:

@@ -170,6 +170,9 @@ class Recipe:
         return tuple(name for name in self.units if name in wanted)
 
 
+_KEYS = 'Correct it there; the README says what each key is, under "Another package"'
+
+
 def load(name: str) -> Recipe:
     """The build manifest `name`, or the one at that path when it ends in .toml.
 
@@ -182,8 +185,11 @@ def load(name: str) -> Recipe:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from None
-    return parse(data, path)
+        raise UsageError(f"{path} is not TOML: {error}", "Correct that line") from None
+    try:
+        return parse(data, path)
+    except UsageError as error:
+        raise UsageError(error.what, error.remedy or _KEYS) from None
 
 
 def names() -> list[str]:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from sagewheels.store.index import Along
 
 
+REFUSED = "Nothing was installed: fetch or build another one"
+"""What comes next where a wheel itself is to blame."""
+
+
 @stepped("stack")
 def do_stack(job: Job, *, believing: bool = True) -> None:
     """A good CUDA PyTorch and Triton in the target, and what else the package needs.
@@ -144,7 +148,10 @@ def do_verify(job: Job, made: Made) -> None:
         raise Refused(f"{path.name} {why}", "Fetch or build another one")
     with _own_copy(job, path) as own:
         with step(job, "verify"):
-            found = verify.check(own, manifest, job.wanted(here=True, named=True), recipe)
+            try:
+                found = verify.check(own, manifest, job.wanted(here=True, named=True), recipe)
+            except Refused as error:
+                raise Refused(error.what, error.remedy or REFUSED) from None
             archs = ", ".join(map(str, recipe.archs_of(found.held)))
             checked = "sha256, " if manifest.wheel_sha256 else "no sha256 to compare with; "
             what = f"{checked}RECORD, tags, archs {archs}, GLIBC_{found.glibc or 'any'}: as promised"

@@ -190,7 +190,7 @@ def test_a_long_list_is_cut(bench: Bench, capsys: pytest.CaptureFixture[str]) ->
     error(NothingCompatible, bench.job())
     said = lines(capsys)
     assert len(said) == 22
-    assert said[-1] == "[fetch] and 3 more; invoke list shows all"
+    assert said[-1] == "[fetch] and 3 more; the task list shows all"
 
 
 def test_bytes_that_are_not_as_promised(bench: Bench) -> None:

@@ -80,7 +80,8 @@ def test_a_stable_abi_that_cannot_be_meant(tmp_path: Path, table: str, line: str
     path.write_text(path.read_text() + table)
     with pytest.raises(UsageError) as caught:
         recipe.load(str(path))
-    assert str(caught.value) == f"{path}: {line}."
+    remedy = 'Correct it there; the README says what each key is, under "Another package"'
+    assert str(caught.value) == f"{path}: {line}. {remedy}."
 
 
 # the wheel manifest

@@ -202,7 +202,8 @@ def test_verify_wants_every_gpu_of_this_machine(tmp_path: Path) -> None:
     """--arch says what to build and fetch; what is installed must run on what is here."""
     machine = wheels.machine(tmp_path, gpu="0, NVIDIA H200, 9.0, 143771, 580.65.06")
     line = failing(Refused, steps.do_verify, machine.job(), keep(machine))
-    assert line == f"{GOOD} was not made for this machine: it holds code for 12.0, which does not run on 9.0."
+    why = "was not made for this machine: it holds code for 12.0, which does not run on 9.0"
+    assert line == f"{GOOD} {why}. {steps.REFUSED}."
 
 
 def test_verify_dry_run(here: Machine, capsys: pytest.CaptureFixture[str]) -> None:
