@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from sagewheels import auto, host, installer, proc, ui
+from sagewheels import auto, closing, host, installer, proc, ui
 from sagewheels.config import Settings
 from sagewheels.errors import SageError, UsageError
 from sagewheels.job import Job
@@ -38,17 +38,23 @@ def take(settings: Settings) -> None:
         shutil.rmtree(root / folder, ignore_errors=True)
     ui.say("demo", f"first machine: the store {root / 'store'} is empty, so the wheel is built and published")
     first = _machine(settings, root, "one")
-    auto.auto(Job(first))
+    _auto(Job(first))
     if not list((root / "store").glob("*.whl")):
         raise SageError("the first machine published nothing")
     ui.say("demo", "second machine: the store has the wheel, so nothing is compiled")
     second = _machine(settings, root, "two")
-    auto.auto(Job(second))
+    _auto(Job(second))
     if list(second.log_dir.glob("build-*.log")):
         raise SageError("the second machine compiled, though the store holds its wheel")
     ui.say("demo", "the second machine again: everything is in place")
     auto.auto(Job(second))
     ui.say("demo", f"done in {ui.duration(time.monotonic() - started)}; {root} can be removed with the task clean")
+
+
+def _auto(job: Job) -> None:
+    """`auto` as the task does it, with what it says at the end."""
+    with closing.panel(job):
+        auto.auto(job)
 
 
 def _machine(settings: Settings, root: Path, name: str) -> Settings:
@@ -66,6 +72,7 @@ def _machine(settings: Settings, root: Path, name: str) -> Settings:
         sage_manifest="demo",
         sage_store=str(root / "store"),
         python_bin=str(env / "bin" / "python"),
+        comfyui_path="",
         torch_channel="pypi",
         torch_version=settings.torch_version or (_TORCH if new_enough else ""),
         torch_index_url="",

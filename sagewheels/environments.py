@@ -27,6 +27,7 @@ def ready(job: Job, cell: Cell) -> Job:
     settings = replace(
         job.settings,
         python_bin=str(folder / "bin" / "python"),
+        comfyui_path="",
         torch_cuda_arch_list=cell.arch,
         torch_version=cell.pin,
         # Pins of what goes with one torch, and that would be in the way of every other.

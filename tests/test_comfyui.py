@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sagewheels import comfyui, recipe, target
+from sagewheels import comfyui, demo, recipe, target
 from sagewheels.config import Settings
 from sagewheels.errors import SageError, SmokeFailed, UsageError
 from sagewheels.recipe import Recipe
@@ -432,3 +432,11 @@ def test_the_kernel_of_another_arch_does_not_count(sage: Recipe) -> None:
     case = {"mask": False, "fallback": [], "kernels": [KERNEL], **GOOD}
     found = comfyui.verdict(case, sage, {"gpus": [{"name": "H100", "arch": "9.0"}]})
     assert found == f"another kernel ran: {KERNEL}"
+
+
+def test_the_demo_has_machines_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """What COMFYUI_PATH names is never their target."""
+    an_environment(folder / "venv")
+    given = Settings(comfyui_path=str(folder), environ=dict(os.environ))
+    own = demo._machine(given, tmp_path, "one")
+    assert target.locate(own) == (tmp_path / "one/env/bin/python", "PYTHON_BIN")
