@@ -141,7 +141,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for row in rows:
         grid.add_row(*(Text(shown(cell), style=_STYLES.get(cell, "")) for cell in row))
     # Not as the table's own title, which is broken where the table is narrower than it.
-    draw(Group(Text(shown(title), style="bold"), grid))
+    draw(Group(*([Text(shown(title), style="bold")] if title else []), grid))
 
 
 def _paragraphs(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
