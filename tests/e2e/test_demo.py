@@ -187,7 +187,7 @@ def test_doctor(tour: Tour) -> None:
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert re.search(r"^\[doctor\] \d+ checks, none is bad$", done.stdout, re.M)
     assert re.search(r"\| ok +\| stack +\| torch [\d.]+\+cu\d+, CUDA \d+\.\d+, triton [\d.]+ ", done.stdout)
-    assert re.search(r"\| ok +\| sagedemo +\| 0\.1\.0\+cu\S+ is installed ", done.stdout)
+    assert re.search(r"\| ok +\| sagedemo +\| 0\.1\.0\+cu\S+ is installed, installed by sagewheels ", done.stdout)
     assert f"{tour.root / 'store'}: 1 wheel, 1 for this machine" in done.stdout
 
 
