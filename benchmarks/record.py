@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -68,7 +69,8 @@ def drawn(screen: str, columns: int, *, title: str) -> str:
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         console = Console(record=True, width=columns, file=nowhere, force_terminal=True, color_system="truecolor")
         console.print(Text.from_ansi(screen), overflow="crop", no_wrap=True)
-        return console.export_svg(title=title)
+        # rich names fonts of a server, which a picture in a README shall not ask.
+        return re.sub(r"@font-face\s*{[^}]*}\s*", "", console.export_svg(title=title))
 
 
 if __name__ == "__main__":
