@@ -394,10 +394,15 @@ def test_load_is_one_read(hub: Hub, tmp_path: Path) -> None:
 def test_ten_thousand_wheels_are_read_quickly(tmp_path: Path) -> None:
     _, ours = made(tmp_path)
     wheels = [{**ours.data, "wheel_file": NAME.format(cuda=at)} for at in range(10_000)]
-    taken = snapshot(index={"wheels": wheels})
-    started = time.monotonic()
-    assert len(entries(taken)[0]) == 10_000
-    assert time.monotonic() - started < 3
+
+    def seconds(count: int) -> float:
+        taken = snapshot(index={"wheels": wheels[:count]})
+        started = time.process_time()
+        assert len(entries(taken)[0]) == count
+        return time.process_time() - started
+
+    # Against itself, since the tests share their machine: what looks at each wheel for each wheel takes 100 times.
+    assert seconds(10_000) < 30 * seconds(1_000)
 
 
 def test_the_card(hub: Hub, tmp_path: Path) -> None:

@@ -175,9 +175,15 @@ def test_only_our_script_and_style_may_run(tmp_path: Path) -> None:
 
 def test_ten_thousand_wheels(tmp_path: Path) -> None:
     many = [entry(f"cu130torch2.{at}sm120", torch_version=f"2.{at}.0", proofs=[PROOF]) for at in range(10_000)]
-    started = time.process_time()
+
+    def seconds(count: int) -> float:
+        started = time.process_time()
+        assert page(many[:count], DirectoryStore(tmp_path)).count('<li class="w"') == count
+        return time.process_time() - started
+
+    # Against itself, since the tests share their machine: what looks at each wheel for each wheel takes 100 times.
+    assert seconds(10_000) < 30 * seconds(1_000)
     text = page(many, DirectoryStore(tmp_path))
-    assert (time.process_time() - started < 3, text.count('<li class="w"')) == (True, 10_000)
     assert text.count("<option>") == 53, "3.12, 13.0, 12.0, and the newest fifty of torch"
     assert "<option>2.9999.0</option>" in text
 
