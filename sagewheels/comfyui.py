@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ENVIRONMENTS = ("venv", ".venv")
 _PORTABLE = ("python_embeded", "python_embedded")
 """The folders of the portable builds; the first is how they spell it."""
-_USUAL = ("~/ComfyUI", "/workspace/ComfyUI", "/ComfyUI", "/opt/ComfyUI", "/root/ComfyUI")
+_USUAL = ("~/ComfyUI", "/workspace/ComfyUI", "/ComfyUI", "/opt/ComfyUI")
 """Where images put it: suggested, never used without being asked."""
 _SECONDS = 300
 

@@ -92,7 +92,7 @@ def run(settings: Settings, recipe: Recipe, found: Target, host: Host, extension
 
 
 def ask(settings: Settings, found: Target, probe: str, order: Mapping[str, Any], seconds: int) -> dict[str, Any]:
-    """What a probe prints when it runs in the target, from an empty directory, with the other probes beside it.
+    """What a probe prints when it runs in the target, from an empty directory, with the short checks beside it.
 
     Its `log` is where all that it said is.
 

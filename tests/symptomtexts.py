@@ -157,7 +157,7 @@ Successfully installed setuptools-75.8.2
     "black-images": """\
 Using sage attention
 got prompt
-/root/ComfyUI/nodes.py:1590: RuntimeWarning: invalid value encountered in cast
+/workspace/ComfyUI/nodes.py:1590: RuntimeWarning: invalid value encountered in cast
   img = Image.fromarray(np.clip(i, 0, 255).astype(np.uint8))
 Prompt executed in 12.41 seconds
 """,
@@ -242,7 +242,7 @@ Using sage attention
 Python version: 3.12.3 (main) [GCC 13.3.0]
 ComfyUI version: 0.3.66
 Import times for custom nodes:
-   0.0 seconds: /root/ComfyUI/custom_nodes/websocket_image_save.py
+   0.0 seconds: /workspace/ComfyUI/custom_nodes/websocket_image_save.py
 Starting server
 To see the GUI go to: http://127.0.0.1:8188
 got prompt
@@ -266,7 +266,7 @@ Successfully installed sageattention-2.2.0 setuptools-80.9.0
 """,
     "a model that makes black images by itself": """\
 Using pytorch attention
-/root/ComfyUI/nodes.py:1590: RuntimeWarning: invalid value encountered in cast
+/workspace/ComfyUI/nodes.py:1590: RuntimeWarning: invalid value encountered in cast
 """,
     "another program that was killed": "worker 7: Killed\nrestarting worker 7\n",
     "another package of the index": "ERROR: No matching distribution found for flash-attn==9\n",
